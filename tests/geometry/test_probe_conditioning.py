@@ -73,9 +73,30 @@ def test_residual_blocks_are_reported_with_their_bound():
         net[1].linear.weight.mul_(50)
     finding = conditioning_probe.run(subject(net))
     assert values(finding)["residual blocks with a small branch"] == 1
-    data = finding.figures[0].data
+    data = finding.figures[1].data
     assert data["block_condition"][0] <= data["block_bound"][0] < 2
     assert math.isinf(data["block_bound"][1])
+
+
+def test_skips_taken_out_are_shown_beside_the_network_as_it_is():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 16), *(Block(16) for _ in range(4)), nn.Linear(16, 10))
+    finding = conditioning_probe.run(subject(net))
+    found, (bands, skips) = values(finding), finding.figures
+    assert found["directions through the blocks, with skips"] == 1
+    assert found["directions through the blocks, skips removed"] < 0.6  # type: ignore[operator]
+    kept = found["spread through the blocks, with skips"]
+    assert kept < found["spread through the blocks, skips removed"]  # type: ignore[operator]
+    assert len(skips.data["with_median"]) == len(skips.data["without_median"]) == 16
+    assert len(bands.data["median_without_skips"]) == 5
+    assert "zero in the place of the value that each of the 4 residual sums skips" in " ".join(finding.notes)
+
+
+def test_without_skips_nothing_is_said_of_them():
+    finding = conditioning_probe.run(subject(planted([3.0, 2.0, 1.0])))
+    assert [figure.name for figure in finding.figures] == ["layer-conditioning"]
+    assert "median_without_skips" not in finding.figures[0].data
+    assert "skip" not in " ".join(finding.notes)
 
 
 def test_layers_too_large_to_decompose_give_their_largest_values(monkeypatch):

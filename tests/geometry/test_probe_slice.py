@@ -123,6 +123,51 @@ def test_spent_budget_gives_a_smaller_box_and_says_so():
     assert np.ptp(finding.figures[0].data["u"]) < np.ptp(whole.figures[0].data["u"])
 
 
+def test_a_part_is_shown_beside_the_whole_plane_by_evaluation(monkeypatch):
+    monkeypatch.setattr(probe_slice, "MOST_REGIONS", 8)  # stops the search at the second region
+    net = perceptron(nn.ReLU())
+    with torch.no_grad():
+        net[2].bias -= net(digits().train.x).mean(0)  # several classes then win somewhere
+    subject = subject_of(net, digits())
+    finding = slice_map.run(subject)
+    figure, found = finding.figures[0], values(finding)
+    data = figure.data
+    assert len(np.unique(data["region"])) == found["regions on the slice"]
+    assert np.ptp(data["u"]) < np.ptp(data["grid_u"]) / 2
+    assert np.ptp(data["exact_u"]) == pytest.approx(np.ptp(data["u"]))
+    assert len(data["grid_class"]) == len(data["grid_u"]) * len(data["grid_v"])
+    plane = Plane.through(*probe_slice._three_samples(subject)[0])
+    ends = torch.from_numpy(np.stack([data["grid_boundary_u0"], data["grid_boundary_v0"]], axis=1))
+    with torch.no_grad():
+        top = subject.module(plane.points(ends).float()).topk(2, dim=1).values
+    assert float((top[:, 0] - top[:, 1]).mean()) < 0.02  # two classes tie on the boundary, up to the grid
+    assert "sampled" in figure.caption
+    assert "exact" in figure.caption
+    shares = [value for name, value in found.items() if name.startswith("share of class")]
+    assert shares == [float(np.mean(data["grid_class"] == int(label))) for label in sorted(set(data["mark_label"]))]
+    assert "<image" in figure.svg()
+
+
+def test_the_search_starts_where_few_units_switch():
+    torch.manual_seed(0)
+    wide = nn.Sequential(nn.Linear(64, 4000), nn.ReLU(), nn.Linear(4000, 3))
+    graph = capture(wide, digits().train.x[:4])
+    plane = Plane.through(*digits().train.x[:3])
+    shares = [probe_slice._first_share(graph, plane, seconds) for seconds in (0.0, 1e6)]
+    assert shares[0] < shares[1] == probe_slice.FIRST
+
+
+def test_a_sigmoid_at_the_end_divides_at_one_half():
+    torch.manual_seed(0)
+    data = regression()
+    data = Dataset("two classes", Split(data.train.x, (data.train.y > 1.5).long()), None, "classification", ("a", "b"))  # type: ignore[operator]
+    net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1), nn.Sigmoid())
+    with torch.no_grad():
+        net[2].bias.copy_(-net[:3](data.train.x).median())
+    found = values(slice_map.run(subject_of(net, data)))
+    assert 0 < found["share of class a"] < 1
+
+
 def test_the_same_seed_gives_the_same_plane():
     first, second, other = (
         slice_map.run(subject_of(perceptron(nn.ReLU()), digits(), seed=seed)).figures[0].data for seed in (3, 3, 4)

@@ -44,6 +44,9 @@ from corollary.geometry.disentanglement import shattering as shattering
 from corollary.geometry.dlgn import DLGN as DLGN
 from corollary.geometry.dlgn_estimators import DLGNClassifier as DLGNClassifier
 from corollary.geometry.dlgn_estimators import DLGNRegressor as DLGNRegressor
+from corollary.geometry.dlgn_reading import StrongestPath as StrongestPath
+from corollary.geometry.dlgn_reading import path_inequalities as path_inequalities
+from corollary.geometry.dlgn_reading import strongest_path as strongest_path
 from corollary.geometry.extremal import extremal_architecture as extremal_architecture
 from corollary.geometry.frozen import FrozenNetwork as FrozenNetwork
 from corollary.geometry.frozen import frozen as frozen
@@ -54,6 +57,10 @@ from corollary.geometry.geometry_tasks import RandomKernelTask as RandomKernelTa
 from corollary.geometry.geometry_tasks import UnstructuredClusters as UnstructuredClusters
 from corollary.geometry.geometry_tasks import gradient_field as gradient_field
 from corollary.geometry.geometry_tasks import weight_trajectories as weight_trajectories
+from corollary.geometry.half_spaces import LayerNormals as LayerNormals
+from corollary.geometry.half_spaces import OverlapAlignment as OverlapAlignment
+from corollary.geometry.half_spaces import half_space_normals as half_space_normals
+from corollary.geometry.half_spaces import overlap_alignment as overlap_alignment
 from corollary.geometry.hash_report import HashReport as HashReport
 from corollary.geometry.hash_report import PhaseChart as PhaseChart
 from corollary.geometry.hash_report import hash_report as hash_report
@@ -148,6 +155,10 @@ from corollary.geometry.singular_values import conditioning_report as conditioni
 from corollary.geometry.singular_values import local_singular_values as local_singular_values
 from corollary.geometry.singular_values import numeric_rank as numeric_rank
 from corollary.geometry.singular_values import residual_blocks as residual_blocks
+from corollary.geometry.skips import SkipComparison as SkipComparison
+from corollary.geometry.skips import skip_comparison as skip_comparison
+from corollary.geometry.slice_samples import SampledSlice as SampledSlice
+from corollary.geometry.slice_samples import sample_slice as sample_slice
 from corollary.geometry.slices import DecisionBoundary as DecisionBoundary
 from corollary.geometry.slices import Plane as Plane
 from corollary.geometry.slices import SliceRegions as SliceRegions

@@ -239,9 +239,10 @@ def local_rows(
 
 def unit_rows(node: Node, like: Tensor, coordinates: Sequence[int] | None = None) -> Float[Tensor, "m *out"]:
     """One row for each entry (or each of `coordinates`) of one sample's value of `node`, in the dtype of `like`."""
-    identity = torch.eye(sample_size(node), dtype=like.dtype, device=like.device)
-    chosen = identity if coordinates is None else identity[list(coordinates)]
-    return chosen.reshape(len(chosen), *_sizes(node, 1)[1:])
+    wanted = list(range(sample_size(node)) if coordinates is None else coordinates)
+    rows = like.new_zeros(len(wanted), sample_size(node))
+    rows[range(len(wanted)), wanted] = 1  # not the identity: a layer has more entries than a square of them fits
+    return rows.reshape(len(wanted), *_sizes(node, 1)[1:])
 
 
 def parts(graph: Graph, x: Inputs, rows: int) -> list[tuple[int, Inputs]]:

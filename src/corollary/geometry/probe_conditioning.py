@@ -2,15 +2,15 @@
 
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from corollary.base.errors import BadInput, NothingMeasured
-from corollary.evidence import PALETTE, Coverage, Figure, Finding, Measurement, Need, Range, Subject, probe
+from corollary.evidence import Coverage, Finding, Measurement, Need, Range, Subject, probe
 from corollary.geometry.affine import as_graph, local_rows, sample_size
+from corollary.geometry.conditioning_pictures import bands_figure, skips_figure
 from corollary.geometry.frozen import downstream, single_output
 from corollary.geometry.layer_operator import weight_layers
 from corollary.geometry.patterns import smooth_nodes
@@ -23,8 +23,10 @@ from corollary.geometry.singular_values import (
     identity_skips,
     local_singular_values,
     numeric_rank,
+    refusal,
     residual_blocks,
 )
+from corollary.geometry.skips import SkipComparison, other_sums, skip_comparison, skip_sums, trunk, without_skips
 from corollary.graph import Graph, Node
 
 SAMPLES = 64
@@ -60,28 +62,73 @@ def conditioning_probe(subject: Subject) -> Finding:
     if not inner:
         raise NothingMeasured("no layer has another one after it: the map from the last layer's output is the identity")
     row_seconds = _row_seconds(graph, x, output, inner)
-    n = _affordable(len(x), output, inner, row_seconds, 0.5 * subject.budget.remaining())
+    blocks_due = bool(skip_sums(graph))
+    n = _affordable(len(x), output, inner, row_seconds, (0.25 if blocks_due else 0.5) * subject.budget.remaining())
     report = conditioning_report(graph, x[:n], layers=list(inner)) if n else ConditioningReport({}, _too_slow(inner))
     top = _largest(graph, x[:1], report, row_seconds, subject)
-    samples = _block_samples(graph, len(x), row_seconds, 0.5 * subject.budget.remaining())
-    blocks = residual_blocks(graph, x[:samples]) if samples else ()
-    skipped = dict.fromkeys(own, "it is the output: its map is the identity")
-    skipped |= {name: reason for name, reason in report.skipped.items() if name not in top}
-    coverage = Coverage(len(report.values) + len(top), len(layers), "layers", skipped)
+    coverage = _coverage(report, top, own, layers)
     if not coverage.measured:
         raise NothingMeasured(f"conditioning: {coverage}")
-    measurements = [*_of_maps(report, coverage), *_of_largest(report, top, coverage), *_of_blocks(blocks)]
+    measurements = [*_of_maps(report, coverage), *_of_largest(report, top, coverage)]
     notes = [f"Local maps at {n or 1} of {len(x)} samples drawn, in float64."]
     if top:
         notes.append(
             f"Of {', '.join(top)} only the {LARGEST} largest singular values were found, from products at one sample: "
             "the smallest cannot be had from products, and is not reported."
         )
-    if identity_skips(graph):
-        notes.append(f"Residual blocks: {len(blocks)} of {len(identity_skips(graph))} decomposed (samples: {samples}).")
+    figures = []
+    plain = ConditioningReport({}, {})
+    if blocks_due:
+        plain = conditioning_report(without_skips(graph)[0], x[:n], layers=list(report.values)) if n else plain
+        found = _skips(graph, x, row_seconds, subject)
+        measurements += found.measurements
+        notes += found.notes
+        figures += found.figures
     if smooth := smooth_nodes(graph):
         notes.append(f"{smooth[0].op} is smooth: the maps are of first order, and the loss is quadratic only nearby.")
-    return Finding(tuple(measurements), (_figure(report, top, blocks),), tuple(notes))
+    return Finding(tuple(measurements), (bands_figure(report, top, plain), *figures), tuple(notes))
+
+
+def _skips(graph: Graph, x: Tensor, row_seconds: float, subject: Subject) -> Finding:
+    """What the skip connections do: each block by itself, and all of them at once with and without."""
+    sums, others = skip_sums(graph), other_sums(graph)
+    samples = _block_samples(graph, len(x), row_seconds, 0.4 * subject.budget.remaining())
+    blocks = residual_blocks(graph, x[:samples]) if samples else ()
+    notes = [f"Residual blocks: {len(blocks)} of {len(identity_skips(graph))} decomposed (samples: {samples})."]
+    compared, n = _compared(graph, x, row_seconds, 0.7 * subject.budget.remaining())
+    if compared is None:
+        notes.append("The network without its skip connections was not decomposed: too large, or too slow.")
+        return Finding(tuple(_of_blocks(blocks)), (skips_figure(None, blocks),) if blocks else (), tuple(notes))
+    kept = f" {len(others)} sums of two other values stay as they are (shortcuts with weights)." if others else ""
+    notes.append(
+        f"Without skip connections: the same weights at the same {n} samples, with zero in the place of the value that "
+        f"each of the {len(sums)} residual sums skips, and the activation patterns that follow from it. The network "
+        f"was not trained like this: it shows what the skips do, not what a plain network would have learned.{kept}"
+    )
+    measurements = (*_of_blocks(blocks), *_of_comparison(compared))
+    return Finding(measurements, (skips_figure(compared, blocks),), tuple(notes))
+
+
+def _compared(graph: Graph, x: Tensor, row_seconds: float, seconds: float) -> tuple[SkipComparison | None, int]:
+    """The map through all blocks, or on to the output where that is all that can be afforded; and at how many samples.
+
+    The output has fewer entries than the last block, as a rule, so that its map is formed sooner.
+    """
+    for to_output in (False, True):
+        start, end = trunk(graph, to_output=to_output)
+        m, d = sample_size(end), sample_size(start)
+        n = min(len(x), int(seconds / (2 * (m * row_seconds + _decomposition_seconds(m, d)))))
+        if n and not refusal(graph, start, end):
+            return skip_comparison(graph, x[:n], to_output=to_output), n
+    return None, 0
+
+
+def _coverage(
+    report: ConditioningReport, top: Mapping[str, Tensor], own: list[str], layers: Mapping[str, Node]
+) -> Coverage:
+    skipped = dict.fromkeys(own, "it is the output: its map is the identity")
+    skipped |= {name: reason for name, reason in report.skipped.items() if name not in top}
+    return Coverage(len(report.values) + len(top), len(layers), "layers", skipped)
 
 
 # ------------------------------------------------------------------------------------------- what the budget allows
@@ -209,64 +256,28 @@ def _of_blocks(blocks: tuple[ResidualBlock, ...]) -> list[Measurement]:
     ]
 
 
-def _figure(report: ConditioningReport, top: Mapping[str, Tensor], blocks: tuple[ResidualBlock, ...]) -> Figure:
-    names = [*report.values, *top]
-    spectra = [*report.values.values(), *(values[None] for values in top.values())]
-    whole = [name in report.values for name in names]  # of the others only the largest values are known
-    unknown = np.full(3, np.nan)
-    bands = np.array(
-        [
-            np.percentile(s.cpu().numpy(), (10, 50, 90)) if known else unknown
-            for s, known in zip(spectra, whole, strict=True)
+def _of_comparison(compared: SkipComparison) -> list[Measurement]:
+    found = []
+    middle = compared.with_skips.shape[1] // 2
+    for name, s, how in (
+        ("with skips", compared.with_skips, "with the skip connections"),
+        ("skips removed", compared.without_skips, "with the same weights and zero in the place of each skipped value"),
+    ):
+        spread = condition_numbers(s[:, : middle + 1]).log10().median()
+        found += [
+            Measurement(
+                f"spread through the blocks, {name}",
+                float(spread),
+                f"Largest over middle singular value of the map through all residual blocks to {compared.end}, "
+                f"{how}, median over samples: how unevenly the upper half of the directions is passed on; infinite "
+                "where fewer are.",
+                unit="(log10)",
+            ),
+            Measurement(
+                f"directions through the blocks, {name}",
+                float(numeric_rank(s).double().median() / s.shape[1]),
+                f"Share of the directions that reach {compared.end} {how} (singular values above 1e-12 of the "
+                "largest), median over samples.",
+            ),
         ]
-    ).T
-    conditions = [condition_numbers(s, effective=True).log10().median() for s in spectra]
-    data = {
-        "layer": names,
-        "low": bands[0],
-        "median": bands[1],
-        "high": bands[2],
-        "largest": [float(s[:, 0].median()) for s in spectra],
-        "log10_condition": [float(c) if known else np.nan for c, known in zip(conditions, whole, strict=True)],
-        "rank": [float(numeric_rank(s).median()) if known else np.nan for s, known in zip(spectra, whole, strict=True)],
-        "block": [block.name for block in blocks],
-        "block_condition": [float(block.condition.median()) for block in blocks],
-        "block_bound": [float(block.bound.median()) for block in blocks],
-    }
-    caption = (
-        "Singular values of the map from each layer's output to the network's: 10, 50 and 90 % over samples and "
-        "directions, and the largest (median over samples). Lost directions are drawn at 1e-16 of the largest."
-    )
-    if not blocks:
-        return Figure("layer-conditioning", "Singular values by layer", caption, data, _draw_bands)
-    caption += " Right: condition numbers of the residual blocks, with the bound from the norm of their branch."
-    title = "Singular values by layer, and residual blocks"
-    return Figure("layer-conditioning", title, caption, data, _draw_both, size=(8.4, 3.8), panels=(1, 2))
-
-
-def _draw_bands(axes: Any, data: Mapping[str, Any]) -> None:
-    position = np.arange(len(data["layer"]))
-    low, middle, high, largest = (np.asarray(data[name]) for name in ("low", "median", "high", "largest"))
-    smallest = largest.max() * 1e-16  # zero has no place on a logarithmic axis
-    axes.fill_between(position, low.clip(smallest), high.clip(smallest), color=PALETTE[0], alpha=0.2, lw=0)
-    axes.plot(position, middle.clip(smallest), "o-", color=PALETTE[0], label="median")
-    axes.plot(position, largest, "^--", color=PALETTE[1], label="largest")
-    axes.set(xlabel="layer", ylabel="singular value", yscale="log")
-    _name_ticks(axes, data["layer"])
-    axes.legend()
-
-
-def _draw_both(axes: Any, data: Mapping[str, Any]) -> None:
-    _draw_bands(axes[0], data)
-    position = np.arange(len(data["block"]))
-    condition, bound = np.asarray(data["block_condition"]), np.asarray(data["block_bound"])
-    axes[1].plot(position, condition, "o", color=PALETTE[0], label="measured")
-    axes[1].plot(position, np.where(np.isfinite(bound), bound, np.nan), "_", ms=14, color=PALETTE[6], label="bound")
-    axes[1].set(xlabel="residual block", ylabel="condition number", yscale="log")
-    _name_ticks(axes[1], data["block"])
-    axes[1].legend()
-
-
-def _name_ticks(axes: Any, names: list[str]) -> None:
-    every = max(1, len(names) // 12)  # more names than that cannot be read
-    axes.set_xticks(range(0, len(names), every), names[::every], rotation=45, ha="right")
+    return found
