@@ -1,12 +1,16 @@
 """The command line. Nothing heavy is imported before a verb needs it: `--help` and `study list` answer at once.
 
-Exit codes: 0 done (a claim that does not replicate is a result, not a failure); 1 a failure of Corollary's own;
-2 misuse, with a message that says what to do; 130 interrupted.
+Exit codes, one scheme for all verbs: 0 done (a claim that does not replicate is a result, not a failure) and, of
+`certify`, proved; 1 the answer of `certify` is no: the property is violated, or a batch has an error or contradicts a
+published verdict; 2 misuse, with a message that says what to do; 3 `certify` could decide nothing; 4 it ran out of
+time; 70 a failure of Corollary's own; 130 interrupted; 141 nobody reads what is printed.
 """
 
 import json as json_format
+import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,6 +23,7 @@ from tyro.conf import Positional
 from corollary.base.errors import BadInput, CannotCapture, CorollaryError, MissingExtra
 from corollary.base.progress import progress
 from corollary.base.registry import registry
+from corollary.cli_certify import certify
 
 if TYPE_CHECKING:
     from corollary.evidence import Source, StudyResult
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "corollary"
 VERDICT_STYLE = {"replicated": "green", "not replicated": "yellow"}
+MISUSE, FAILED, INTERRUPTED, UNREAD = 2, 70, 130, 141
 
 
 def inspect(
@@ -252,6 +258,7 @@ STUDY_VERBS: dict[str, Callable[..., Any]] = {
 }
 VERBS: dict[str, Callable[..., Any]] = {
     "inspect": inspect,
+    "certify": certify,
     "study": choose_verb,
     "cite": cite,
     "probes": list_probes,
@@ -259,7 +266,9 @@ VERBS: dict[str, Callable[..., Any]] = {
 }
 DESCRIPTION = """Neural-network science you can run.
 
-Exit codes: 0 done (a claim that does not replicate is a result); 1 Corollary failed; 2 misuse; 130 interrupted."""
+Exit codes: 0 done (a claim that does not replicate is a result), of certify: proved; 1 of certify: violated, or a batch
+with errors or contradictions; 2 misuse; 3 of certify: unknown; 4 of certify: timeout; 70 Corollary failed; 130
+interrupted."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -269,15 +278,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _dispatch(given)
     except (BadInput, MissingExtra, CannotCapture) as error:
         print(f"corollary: {error}", file=sys.stderr)
-        return 2
+        return MISUSE
     except CorollaryError as error:
         print(f"corollary: {error}", file=sys.stderr)
-        return 1
+        return FAILED
     except KeyboardInterrupt:
         again = shlex.join([PROGRAM, *given])
-        kept = f" What was finished is kept; go on with: {again}" if given[:2] == ["study", "run"] else ""
+        keeps = given[:2] == ["study", "run"] or (given[:1] == ["certify"] and "--results" in given)
+        kept = f" What was finished is kept; go on with: {again}" if keeps else ""
         print(f"\ncorollary: interrupted.{kept}", file=sys.stderr)
-        return 130
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again as it ends
+        return UNREAD
+    except Exception:
+        traceback.print_exc()  # Python's own exit code for it is 1, which would read as a violated property
+        return FAILED
 
 
 def _dispatch(given: list[str]) -> int:

@@ -1,0 +1,387 @@
+"""Prove a property of a network, or find a counterexample, within a time limit."""
+
+import html
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from corollary.base.errors import BadInput, NoRule
+from corollary.base.network import Inputs
+from corollary.base.seeds import Seeds
+from corollary.graph import Graph, GraphModule, Network, capture, load_network
+from corollary.verify.branch_and_bound import Branching, Root, split_neurons
+from corollary.verify.counterexample import Counterexample, OnnxProgram, replay
+from corollary.verify.falsify import falsify
+from corollary.verify.input_splitting import split_inputs
+from corollary.verify.known import Known
+from corollary.verify.limit import OutOfTime, until
+from corollary.verify.linear_bounds import lower_bounds
+from corollary.verify.prepared import Prepared, prepare
+from corollary.verify.queries import Queries
+from corollary.verify.search import Margin, Outcome
+from corollary.verify.sets import Box, Region
+from corollary.verify.slopes import optimised
+from corollary.verify.specification import Case, Halfspaces, Specification
+from corollary.verify.sweep import Sweep, sweep
+
+Status = Literal["unsat", "sat", "unknown", "timeout"]
+Split = Literal["auto", "inputs", "neurons", "none"]
+CASES_AT_ONCE = 64
+"""Regions of one specification whose first bounds are found together."""
+
+
+@dataclass(frozen=True)
+class CertifyConfig:
+    """How `certify` works.
+
+    Args:
+        split: what branch and bound splits; "auto": the inputs where at most `few_inputs` of them vary.
+        iterations: optimiser steps for the first bounds.
+        branching: of the search on neurons.
+        dtype: of the bounds; None: float64 where few inputs vary, float32 (with a wider margin) elsewhere.
+        attack: share of the time limit, and seconds at most, for the search for counterexamples before any bound.
+        seed: of all random draws.
+    """
+
+    split: Split = "auto"
+    few_inputs: int = 20
+    iterations: int = 20
+    branching: Branching = field(default_factory=Branching)
+    dtype: torch.dtype | None = None
+    attack: tuple[float, float] = (0.15, 10.0)
+    seed: int = 0
+
+
+@dataclass(eq=False)
+class Verdict:
+    """What became of a property.
+
+    Args:
+        status: "unsat": proved, no counterexample exists; "sat": one was found, and replayed on the network as given;
+            "timeout"; "unknown": the method could decide nothing, `reason` says why.
+        counterexample: where "sat".
+        worst: the smallest margin that was left open; None where nothing was bounded.
+        domains: regions and domains bounded.
+        seconds: by phase.
+        log: what was done, in words.
+    """
+
+    status: Status
+    counterexample: Counterexample | None = None
+    reason: str = ""
+    worst: float | None = None
+    domains: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    log: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """What `corollary certify --json` prints of it; the counterexample flat, as the VNN-LIB variables number it."""
+        found = self.counterexample
+        return {
+            "verdict": self.status,
+            "reason": self.reason,
+            "counterexample": found and {"x": found.x.flatten().tolist(), "y": found.y.flatten().tolist()},
+            "smallest_open_margin": None if self.worst is None or not math.isfinite(self.worst) else self.worst,
+            "domains": self.domains,
+            "seconds": {phase: round(spent, 3) for phase, spent in self.seconds.items()},
+            "log": self.log,
+        }
+
+    def _repr_html_(self) -> str:
+        lines = "\n".join([*self.log, self.reason] if self.reason else self.log)
+        return f"<p><b>{self.status}</b>, {self.domains} domains</p><pre>{html.escape(lines)}</pre>"
+
+
+def certify(
+    model: nn.Module | Graph | Network | str | Path,
+    region: Specification | Region,
+    unsafe: Sequence[Halfspaces] | None = None,
+    *,
+    timeout: float = 60.0,
+    example: Inputs | None = None,
+    config: CertifyConfig | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> Verdict:
+    """Whether some input of the region has an unsafe output.
+
+    Args:
+        model: a module, a captured graph, what `load_network` gave, or the path of a network (.onnx, .pt2): a
+            counterexample is replayed on it.
+        region: a whole specification, or a box or ball of one or more samples, with
+        unsafe: the outputs that must not occur, a union of conjunctions of halfspaces.
+        timeout: seconds of wall-clock time, all told.
+        example: input that the module is captured with; by default the middle of the region.
+        tell: called with each line of the log as it is written.
+
+    Raises: BadInput, for a property that does not fit the network, or NaN among the network's numbers; CannotCapture.
+    Source: Shi et al. 2025, arXiv 2405.21063.
+    """
+    start = time.monotonic()
+    specification = _specification(region, unsafe)
+    return _Run(model, specification, start, timeout, example, config or CertifyConfig(), tell).run()
+
+
+def _specification(region: Specification | Region, unsafe: Sequence[Halfspaces] | None) -> Specification:
+    if isinstance(region, Specification):
+        if unsafe is not None:
+            raise BadInput("a specification holds its unsafe outputs: give them with a region only")
+        return region
+    if unsafe is None:
+        raise BadInput("a region needs the outputs that must not occur: give unsafe=(Halfspaces(...), ...)")
+    return Specification(tuple(Case(region[slice(i, i + 1)], tuple(unsafe)) for i in range(len(region))))
+
+
+class _Run:
+    def __init__(
+        self,
+        model: nn.Module | Graph | Network | str | Path,
+        specification: Specification,
+        start: float,
+        timeout: float,
+        example: Inputs | None,
+        config: CertifyConfig,
+        tell: Callable[[str], None] | None,
+    ):
+        self.start, self.deadline, self.config = start, start + timeout, config
+        self.timeout, self.tell = timeout, tell
+        self.verdict = Verdict("unknown")
+        self.original: nn.Module | Path | OnnxProgram
+        self.graph, self.original = _graph_and_original(model, specification, example)
+        for name, tensor in self.graph.tensors.items():
+            if bool(tensor.isnan().any()):
+                raise BadInput(
+                    f"the network's {name} has {int(tensor.isnan().sum())} NaN of {tensor.numel()} numbers: "
+                    "nothing can be proved of it"
+                )
+        self.specification = self._fitting(specification)
+        self._mark("read")
+
+    def _fitting(self, specification: Specification) -> Specification:
+        """The specification on inputs of the network's shape."""
+        if len(self.graph.inputs) != 1 or len(self.graph.outputs) != 1:
+            raise BadInput(
+                f"a property is about one input and one output; the network has {len(self.graph.inputs)} and "
+                f"{len(self.graph.outputs)}"
+            )
+        shape = tuple(size for size in self.graph.inputs[0].shape[1:] if isinstance(size, int))
+        fitting = specification.reshape(shape)
+        outputs = 1
+        for size in self.graph.outputs[0].shape[1:]:
+            outputs *= size if isinstance(size, int) else 1
+        if fitting.outputs != outputs:
+            raise BadInput(f"the property is about {fitting.outputs} outputs; the network has {outputs}")
+        return fitting
+
+    def _mark(self, phase: str) -> None:
+        known = sum(self.verdict.seconds.values())
+        self.verdict.seconds[phase] = self.verdict.seconds.get(phase, 0.0) + time.monotonic() - self.start - known
+
+    def _say(self, line: str) -> None:
+        self.verdict.log.append(f"{time.monotonic() - self.start:7.2f} s  {line}")
+        if self.tell is not None:
+            self.tell(self.verdict.log[-1])
+
+    def run(self) -> Verdict:
+        verdict = self.verdict
+        try:
+            with torch.no_grad(), until(self.deadline):
+                self._decide()
+        except OutOfTime:
+            verdict.status = "timeout"
+            self._say("out of time")
+        except NoRule as refusal:
+            verdict.status, verdict.reason = "unknown", str(refusal)
+            self._say("no bounds: " + verdict.reason.splitlines()[0])
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            verdict.status, verdict.reason = "unknown", "the bounds of a single region do not fit into memory"
+            self._say("out of memory")
+        self._mark("end")
+        return verdict
+
+    def _decide(self) -> None:
+        if self._attacked():
+            return
+        network = prepare(self.graph, dtype=self._dtype())
+        queries = Queries.of(self.specification, network.dtype, network.device)
+        margin = Margin.for_dtype(network.dtype)
+        self._mark("prepare")
+        split_input = self._splits_inputs(queries)
+        if split_input:
+            self._conclude(self._backing_off(lambda at_once: self._inputs(network, queries, margin, at_once)))
+            self._mark("input splitting")
+            return
+        for part in torch.arange(len(queries), device=network.device).split(CASES_AT_ONCE):
+            if not self._cases(network, queries[part], margin):
+                return
+        self.verdict.status = "unsat"
+
+    def _dtype(self) -> torch.dtype:
+        if self.config.dtype is not None:
+            return self.config.dtype
+        few = max(int(_varying(case.region).sum()) for case in self.specification.cases) <= self.config.few_inputs
+        return torch.float64 if few else torch.float32
+
+    def _splits_inputs(self, queries: Queries) -> bool:
+        if self.config.split == "inputs" and not isinstance(queries.region, Box):
+            raise BadInput(f"inputs are split in boxes only, not in balls of norm {queries.region.norm:g}")
+        if self.config.split != "auto":
+            return self.config.split == "inputs"
+        return isinstance(queries.region, Box) and int(_varying(queries.region).sum(1).max()) <= self.config.few_inputs
+
+    def _attacked(self) -> bool:
+        """Whether a counterexample was found before any bound."""
+        share, most = self.config.attack
+        seconds = min(share * self.timeout, most)
+        if seconds <= 0:
+            return False
+        with torch.enable_grad():
+            found = falsify(
+                GraphModule(self.graph),
+                self.specification,
+                generator=Seeds(self.config.seed)("attack"),
+                deadline=min(self.deadline, time.monotonic() + seconds),
+                confirm=self._replayed,
+            )
+        self._mark("attack")
+        if found is None:
+            self._say("no counterexample by random points and gradients")
+            return False
+        self.verdict.status, self.verdict.counterexample = "sat", found
+        self._say("a counterexample by random points and gradients")
+        return True
+
+    def _replayed(self, x: Tensor) -> Counterexample | None:
+        if isinstance(self.original, Path):
+            self.original = OnnxProgram(self.original)  # made once, and only where there is something to replay
+        return replay(self.original, self.specification, x)
+
+    def _conclude(self, outcome: Outcome) -> bool:
+        """Enter how a search ended; whether it proved its part."""
+        verdict = self.verdict
+        verdict.domains += outcome.domains
+        self._say(f"{outcome.status} after {outcome.domains} domains, smallest open margin {outcome.worst:.4g}")
+        if outcome.status == "proved":
+            verdict.status = "unsat"
+            return True
+        verdict.worst = outcome.worst
+        if outcome.status == "found":
+            assert outcome.point is not None
+            verdict.counterexample = self._replayed(outcome.point)
+            if verdict.counterexample is not None:
+                verdict.status = "sat"
+            else:
+                verdict.status = "unknown"
+                verdict.reason = "a point is unsafe in exact arithmetic, but not when the network is run as given"
+        elif outcome.status == "timeout":
+            verdict.status = "timeout"
+        else:
+            verdict.status, verdict.reason = "unknown", "nothing was left to split"
+        return False
+
+    def _backing_off(self, search: Callable[[int | None], Outcome]) -> Outcome:
+        """A search, again with fewer domains at once where memory does not suffice."""
+        at_once: int | None = None
+        while True:
+            try:
+                return search(at_once)
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error) or at_once == 1:
+                    raise
+                at_once = 256 if at_once is None else max(1, at_once // 4)
+                self._say(f"out of memory: again with {at_once} domains at once")
+
+    def _inputs(self, network: Prepared, queries: Queries, margin: Margin, at_once: int | None) -> Outcome:
+        return split_inputs(network, queries, margin, deadline=self.deadline, at_once=at_once)
+
+    def _cases(self, network: Prepared, queries: Queries, margin: Margin) -> bool:
+        """Prove some of the cases; whether all of them are."""
+        output = network.graph.outputs[0]
+        found = sweep(network, [queries.region])
+        bound = lower_bounds(network, output, queries.on(output), [queries.region], found.known)
+        margins = queries.margins(margin.below(bound, queries.offsets))
+        queries = replace(queries, open=queries.open & ~(margins > 0))
+        left = queries.open.any(1).nonzero()[:, 0]
+        self.verdict.domains += len(queries)
+        self._say(f"linear bounds: {len(queries) - len(left)} of {len(queries)} regions proved")
+        self._mark("linear bounds")
+        for i in left:
+            only = torch.tensor([int(i)], device=network.device)
+            one = Sweep(found.known.at(only), {node: p[only] for node, p in found.positions.items()})
+            outcome = self._backing_off(
+                lambda at_once, one=one, only=only: self._neurons(network, queries[only], one, margin, at_once)
+            )
+            self._mark("neuron splitting")
+            if not self._conclude(outcome):
+                return False
+        return True
+
+    def _neurons(self, network: Prepared, query: Queries, found: Sweep, margin: Margin, at_once: int | None) -> Outcome:
+        rows = query.open[0][query.disjunct[0]].nonzero()[:, 0]
+        query = replace(
+            query, rows=query.rows[:, rows], offsets=query.offsets[:, rows], disjunct=query.disjunct[:, rows]
+        )
+        output = network.graph.outputs[0]
+        best = optimised(
+            network, output, query.on(output), [query.region], found,
+            iterations=self.config.iterations, deadline=self.deadline,
+        )  # fmt: skip
+        known = Known(network, 1, best.bounds)
+        bound = lower_bounds(network, output, query.on(output), [query.region], known, free=best.free)
+        lower = margin.below(bound, query.offsets)
+        margins = query.margins(lower)
+        query = replace(query, open=query.open & ~(margins > 0))
+        left = int(query.open.sum())
+        self._say(f"optimised bounds: {left} disjuncts left, smallest margin {float(margins.min()):.4g}")
+        self._mark("optimised bounds")
+        if not bool(query.open.any()):
+            return Outcome("proved", None, 0, float(margins.min()))
+        if self.config.split == "none":
+            return Outcome("stuck", None, 0, float(margins.min()))
+        branching = self.config.branching if at_once is None else replace(self.config.branching, batch=at_once)
+        return split_neurons(
+            network, query, Root(known, best.free, lower), margin, deadline=self.deadline, branching=branching,
+            generator=Seeds(self.config.seed)("branching"),
+        )  # fmt: skip
+
+
+def _graph_and_original(
+    model: nn.Module | Graph | Network | str | Path, specification: Specification, example: Inputs | None
+) -> tuple[Graph, nn.Module | Path]:
+    """The network as a graph, and as it was given: what counterexamples are replayed on."""
+    if isinstance(model, Graph):
+        return model, GraphModule(model)
+    if isinstance(model, str | Path):
+        model = load_network(str(model))
+        if not isinstance(model.graph, Graph):
+            raise model.graph
+    if isinstance(model, Network) and isinstance(model.graph, Graph):
+        is_file = model.origin.endswith((".onnx", ".onnx.gz"))
+        return model.graph, Path(model.origin) if is_file else model.module
+    module = model.module if isinstance(model, Network) else model
+    return capture(module, _example(module, specification) if example is None else example), module
+
+
+def _varying(region: Region) -> Tensor:
+    """Which inputs of each sample vary, (batch, inputs)."""
+    box = region if isinstance(region, Box) else region.box()
+    return (box.lower < box.upper).flatten(1)
+
+
+def _example(model: nn.Module, specification: Specification) -> Tensor:
+    """The middle of the first region, in the network's dtype."""
+    region = specification.cases[0].region
+    middle = region.center
+    first = next(model.parameters(), middle)
+    return middle.to(first.dtype if first.is_floating_point() else middle.dtype).to(first.device)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)

@@ -1,0 +1,179 @@
+"""Softmax, attention and normalisations in exponentials, sums, roots, reciprocals and products."""
+
+import math
+
+import torch
+
+from corollary.graph import Node
+from corollary.graph.ops import (
+    Add,
+    Attention,
+    Exp,
+    GroupNorm,
+    LayerNorm,
+    Log,
+    LogSoftmax,
+    LogSumExp,
+    MatMul,
+    Mean,
+    Multiply,
+    Norm,
+    Permute,
+    Power,
+    Reciprocal,
+    Reshape,
+    Softmax,
+    Sqrt,
+    Subtract,
+    Sum,
+)
+from corollary.verify.primitives.rewriter import Rewriter, parts_of
+
+MASKED = -1e20
+"""A constant below it, added before a softmax, is a mask: its exponential is zero whatever it is added to."""
+
+
+@parts_of(Softmax)
+def _softmax(to: Rewriter, op: Softmax, x: Node) -> Node:
+    x, seen = _unmasked(to, x)
+    axis = op.axis % len(x.shape)
+    return softmax(to, x, axis, seen)
+
+
+def softmax(to: Rewriter, x: Node, axis: int, seen: Node | None) -> Node:
+    """The softmax over the entries where the constant `seen` is 1; over all where it is None."""
+    if to.softmax == "native":
+        return _native(to, x, axis, seen)
+    if to.softmax == "differences":
+        return _by_differences(to, x, axis, seen)
+    exponentials = _exponentials(to, x, seen)
+    total = to.emit(Sum((axis,), keep_axes=True), exponentials)
+    return to.emit(Multiply(), exponentials, to.emit(Reciprocal(), total))
+
+
+def _native(to: Rewriter, x: Node, axis: int, seen: Node | None) -> Node:
+    if seen is not None:
+        mask = to.constant(torch.where(_known(to, seen) == 0, -math.inf, 0.0).to(x.dtype), "mask")
+        x = to.emit(Add(), x, mask)
+    return to.keep(Softmax(axis), x)
+
+
+def _by_differences(to: Rewriter, x: Node, axis: int, seen: Node | None) -> Node:
+    """1 / sum_i exp(x_i - x_k): the entry itself gives exp(0) = 1 exactly."""
+    last = len(x.shape) - 1
+    swap = tuple({axis: last, last: axis}.get(i, i) for i in range(last + 1))
+    rows = to.emit(Permute(swap), x)
+    *outer, n = rows.shape
+    own = to.emit(Reshape((*outer, n, 1)), rows)
+    others = to.emit(Reshape((*outer, 1, n)), rows)
+    weights = to.emit(Exp(), to.emit(Subtract(), others, own))
+    if seen is None:
+        found = to.emit(Reciprocal(), to.emit(Sum((last + 1,)), weights))
+        to.hold(found, (0.0, 1.0))
+        return to.emit(Permute(swap), found)
+    mask = _known(to, seen)
+    mask = mask.expand(torch.broadcast_shapes(mask.shape, (1,) * (last + 1))).transpose(axis, last)
+    counted = to.emit(Multiply(), weights, to.constant(mask.unsqueeze(-2), "seen"))
+    found = to.emit(Reciprocal(), to.emit(Sum((last + 1,)), counted))
+    shown = to.emit(Multiply(), found, to.constant(mask, "seen"))
+    return to.emit(Permute(swap), shown)
+
+
+def _exponentials(to: Rewriter, x: Node, seen: Node | None) -> Node:
+    exponentials = to.emit(Exp(), x)
+    return exponentials if seen is None else to.emit(Multiply(), exponentials, seen)
+
+
+def _unmasked(to: Rewriter, x: Node) -> tuple[Node, Node | None]:
+    """Take a constant mask of minus infinity out of what a softmax reads: bounds need finite numbers."""
+    if not isinstance(x.op, Add):
+        return x, None
+    for own, other in (x.inputs, x.inputs[::-1]):
+        added = to.value(other)
+        if added is not None and to.moves(own) and bool((added < MASKED).any()):
+            finite = added.masked_fill(added < MASKED, 0)
+            seen = to.constant((added >= MASKED).to(x.dtype), "seen")
+            return (to.emit(Add(), own, to.constant(finite, "unmasked")) if bool(finite.any()) else own), seen
+    return x, None
+
+
+def _known(to: Rewriter, node: Node) -> torch.Tensor:
+    value = to.value(node)
+    assert value is not None  # masks are made of known constants
+    return value
+
+
+@parts_of(LogSoftmax)
+def _log_softmax(to: Rewriter, op: LogSoftmax, x: Node) -> Node:
+    return to.emit(Subtract(), x, to.emit(LogSumExp((op.axis,), keep_axes=True), x))
+
+
+@parts_of(LogSumExp)
+def _log_sum_exp(to: Rewriter, op: LogSumExp, x: Node) -> Node:
+    return to.emit(Log(), to.emit(Sum(op.axes, op.keep_axes), to.emit(Exp(), x)))
+
+
+@parts_of(Norm)
+def _norm(to: Rewriter, op: Norm, x: Node) -> Node:
+    return to.emit(Sqrt(), to.emit(Sum(op.axes, op.keep_axes), to.emit(Power(2.0), x)))
+
+
+@parts_of(LayerNorm)
+def _layer_norm(to: Rewriter, op: LayerNorm, x: Node, *weight_and_bias: Node) -> Node:
+    axes = tuple(range(len(x.shape) - len(op.shape), len(x.shape)))
+    return _scaled(to, _standardised(to, x, axes, math.prod(op.shape), op.epsilon), weight_and_bias)
+
+
+@parts_of(GroupNorm)
+def _group_norm(to: Rewriter, op: GroupNorm, x: Node, *weight_and_bias: Node) -> Node:
+    batch, channels, *spatial = x.shape
+    size = math.prod(size for size in (channels, *spatial) if isinstance(size, int)) // op.groups
+    by_group = to.emit(Reshape((batch, op.groups, size)), x)
+    found = to.emit(Reshape(x.shape), _standardised(to, by_group, (2,), size, op.epsilon))
+    by_channel = Reshape((-1, *(1,) * len(spatial)))
+    return _scaled(to, found, tuple(to.emit(by_channel, node) for node in weight_and_bias))
+
+
+def _standardised(to: Rewriter, x: Node, axes: tuple[int, ...], n: int, epsilon: float) -> Node:
+    """(x - mean) / sqrt(variance + epsilon) over n entries; the deviations sum to zero, so none exceeds sqrt(n - 1)."""
+    deviation = to.emit(Subtract(), x, to.emit(Mean(axes, keep_axes=True), x))
+    variance = to.emit(Mean(axes, keep_axes=True), to.emit(Power(2.0), deviation))
+    spread = to.emit(Sqrt(), to.emit(Add(), variance, to.number(epsilon, x)))
+    found = to.emit(Multiply(), deviation, to.emit(Reciprocal(), spread))
+    to.hold(found, (-math.sqrt(n - 1), math.sqrt(n - 1)))
+    return found
+
+
+def _scaled(to: Rewriter, x: Node, weight_and_bias: tuple[Node, ...]) -> Node:
+    for op, node in zip((Multiply(), Add()), weight_and_bias, strict=False):
+        x = to.emit(op, x, node)
+    return x
+
+
+@parts_of(Attention)
+def _attention(to: Rewriter, op: Attention, query: Node, key: Node, value: Node, mask: Node | None = None) -> Node:
+    width, axes = query.shape[-1], len(key.shape)
+    assert isinstance(width, int)
+    scale = op.scale if op.scale is not None else 1 / math.sqrt(width)
+    turned = to.emit(Permute((*range(axes - 2), axes - 1, axes - 2)), key)
+    scaled = to.emit(Multiply(), query, to.number(scale, query))
+    scores = to.emit(MatMul(), scaled, turned)
+    seen = None
+    if op.causal:
+        sizes = scores.shape[-2:]
+        if not all(isinstance(size, int) for size in sizes):
+            raise to.declined(op, "its causal mask depends on the batch")
+        seen = to.constant(torch.ones(sizes, dtype=scores.dtype).tril(), "seen")  # type: ignore[arg-type]
+    elif mask is not None and mask.dtype == torch.bool and not to.moves(mask):
+        known = to.value(mask)
+        if known is None:
+            raise to.declined(op, "its mask depends on the batch")
+        seen = to.constant(known.to(scores.dtype), "seen")
+    elif mask is not None:
+        scores, seen = _unmasked(to, to.emit(Add(), scores, mask))
+    if not to.moves(scores):
+        weights = to.emit(Softmax(axes - 1), scores)
+    else:
+        weights = softmax(to, scores, axes - 1, seen)
+        to.hold(weights, (0.0, 1.0))
+    return to.emit(MatMul(), weights, value)

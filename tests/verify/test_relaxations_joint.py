@@ -1,0 +1,121 @@
+"""Planes of products, maxima and softmax against samples of the boxes they hold on."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from corollary.graph import ops
+from corollary.verify.relaxations import largest_lines, product_lines
+from corollary.verify.relaxations.softmax import softmax_lines, softmax_range
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_planes_hold_the_product(dtype: torch.dtype):
+    center, radius = (draw(2, 400) - 0.5) * 10 ** (4 * draw(2, 400, seed=1) - 2), 10 ** (4 * draw(2, 400, seed=2) - 2)
+    radius[:, :20] = 0
+    lower, upper = (center - radius).to(dtype), (center + radius).to(dtype)
+    ends = (lower[0], upper[0], lower[1], upper[1])
+    for free in ((None, None), tuple(draw(2, 400, seed=3).to(dtype)), (torch.zeros(400, dtype=dtype),) * 2):
+        lines = product_lines(*ends, *free)
+        a, b = torch.lerp(lower.double(), upper.double(), draw(300, 2, 400, seed=4).round(decimals=1)).unbind(1)
+        below = lines.lower_slope_a.double() * a + lines.lower_slope_b.double() * b + lines.lower_offset.double()
+        above = lines.upper_slope_a.double() * a + lines.upper_slope_b.double() * b + lines.upper_offset.double()
+        slack = (1e-9 if dtype == torch.float64 else 1e-6) * (1 + (a * b).abs())
+        assert (below <= a * b + slack).all()
+        assert (above >= a * b - slack).all()
+
+
+def test_half_and_half_bounds_the_product_of_unit_intervals_by_one():
+    """On [-1, 1]^2 one plane alone gives -3, the mean of both exactly -1."""
+    low, high = -torch.ones(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+
+    def least(share: float | None) -> float:
+        free = None if share is None else torch.full((1,), share, dtype=torch.float64)
+        lines = product_lines(low, high, low, high, free)
+        return float(lines.lower_offset - lines.lower_slope_a.abs() - lines.lower_slope_b.abs())
+
+    assert least(1.0) == pytest.approx(-3, abs=1e-12)
+    assert least(None) == pytest.approx(-1, abs=1e-12)
+
+
+def test_a_product_with_an_infinite_end_gets_constants():
+    inf = torch.inf
+    lower_a, upper_a = torch.tensor([1.0, 0.0, -inf]), torch.tensor([inf, 0.0, inf])
+    lower_b, upper_b = torch.tensor([2.0, -inf, -1.0]), torch.tensor([3.0, inf, 1.0])
+    lines = product_lines(lower_a, upper_a, lower_b, upper_b)
+    assert lines.lower_offset.tolist() == [2, 0, -inf]
+    assert lines.upper_offset.tolist() == [inf, 0, inf]
+    assert not any(part.isnan().any() for part in vars(lines).values())
+
+
+POOLS = [
+    (ops.MaxPool((2, 2), (2, 2), (0, 0), (1, 1)), (3, 6, 6)),
+    (ops.MaxPool((3, 2), (2, 1), (1, 1), (1, 2), True), (2, 7, 6)),
+    (ops.MaxPool((3,), (2,), (1,), (1,)), (4, 9)),
+    (ops.MaxPool((2, 2, 2), (1, 2, 2), (0, 1, 0), (1, 1, 1)), (2, 3, 4, 5)),
+    (ops.AdaptiveMaxPool((2, 3)), (2, 7, 5)),
+    (ops.Max((1,)), (4, 5)),
+    (ops.Max((2, 3), True), (4, 5, 3)),
+    (ops.Max((-1,)), (7, 3)),
+]
+
+
+@pytest.mark.parametrize(("op", "shape"), POOLS, ids=str)
+def test_the_selected_entry_is_below_the_largest_and_equals_it_where_it_leads(
+    op: ops.MaxPool | ops.AdaptiveMaxPool | ops.Max, shape: tuple[int, ...]
+):
+    center, radius = draw(4, *shape) * 2, draw(4, *shape, seed=1) / 2
+    lines = largest_lines(op, center - radius, center + radius)
+    assert 0 < lines.upper_is_selected.double().mean() < 1
+    for seed in range(20):
+        x = center + (2 * draw(4, *shape, seed=seed + 2).round() - 1) * radius
+        value = op(x)
+        selected = x.flatten(1).gather(1, lines.selected.flatten(1)).reshape(value.shape)
+        assert (selected <= value).all()
+        assert (value <= lines.upper_constant).all()
+        assert (selected == value)[lines.upper_is_selected].all()
+
+
+def test_a_pool_of_points_is_exact():
+    op, x = ops.MaxPool((2, 2), (2, 2), (1, 1), (1, 1)), draw(3, 2, 5, 5).round(decimals=1) - 1  # ties, padding
+    lines = largest_lines(op, x, x)
+    assert lines.upper_is_selected.all()
+    torch.testing.assert_close(lines.upper_constant, op(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("scale", [1e-6, 0.1, 1.0, 10.0, 100.0])
+@pytest.mark.parametrize("classes", [1, 2, 7])
+def test_planes_hold_the_softmax(dtype: torch.dtype, scale: float, classes: int):
+    center, radius = (draw(100, classes) - 0.5) * 6 * scale, draw(100, classes, seed=1) * scale
+    radius[:10] = 0
+    lower, upper = (center - radius).to(dtype), (center + radius).to(dtype)
+    share = draw(100, 100, classes, seed=3)
+    x = torch.lerp(lower.double(), upper.double(), torch.where(draw(100, 100, 1, seed=4) < 0.5, share.round(), share))
+    value = torch.softmax(x, -1)
+    slack = 1e-9 if dtype == torch.float64 else 1e-6
+    for position in (None, draw(100, classes, seed=2).to(dtype), torch.ones(1, dtype=dtype)):
+        lines = softmax_lines(lower, upper, position)
+        below = (lines.lower_slope.double() @ x[..., None])[..., 0] + lines.lower_offset
+        above = (lines.upper_slope.double() @ x[..., None])[..., 0] + lines.upper_offset
+        assert (below - value).max() <= slack
+        assert (value - above).max() <= slack
+    least, most = softmax_range(lower, upper)
+    assert (value >= least.double().exp() - slack).all()
+    assert (value <= most.double().exp() + slack).all()
+
+
+def test_planes_of_a_softmax_touch_it_on_small_boxes():
+    """Both are tangents of functions that meet softmax at a point, so the gap falls with the square of the radius."""
+    center = (draw(20, 5) - 0.5) * 4
+
+    def gap(radius: float) -> Tensor:
+        lines = softmax_lines(center - radius, center + radius)
+        middle = ((lines.upper_slope - lines.lower_slope) @ center[..., None])[..., 0]
+        return (middle + lines.upper_offset - lines.lower_offset).max()
+
+    assert float(gap(0.1) / gap(0.01)) == pytest.approx(100, rel=0.1)
