@@ -76,3 +76,30 @@ def outside(lower: Tensor, upper: Tensor, value: Tensor) -> float:
     assert not upper.isnan().any()
     gap = torch.maximum(lower.double() - value, value - upper.double())
     return float((gap / (1 + value.abs())).max())
+
+
+def first_output(graph: Graph) -> Graph:
+    """The graph with its first output alone."""
+    if len(graph.outputs) == 1:
+        return graph
+    return Graph(graph.nodes, graph.inputs, graph.outputs[:1], graph.tensors, (), None, False, None, graph.origin)
+
+
+def regions_around(inputs: tuple[Tensor, ...], kind: str, radius: float) -> list[Region]:
+    """A region around each input: a lopsided box, or a ball with a radius for each sample."""
+    if kind == "box":
+        return [Box(x - radius * (1 + x.sin()), x + radius * (1 + x.cos())) for x in inputs]
+    norm = {"ball 1": 1.0, "ball 2": 2.0, "ball inf": float("inf")}[kind]
+    return [Ball(x, radius * torch.linspace(1, 2, len(x), dtype=x.dtype), norm) for x in inputs]
+
+
+def points_in(graph: Graph, regions: list[Region], count: int = 32, seed: int = 1) -> list[Tensor]:
+    """Random points, corners, and points where gradient steps drove single outputs up or down."""
+    generator = torch.Generator().manual_seed(seed)
+    start = [random_points(region, count, generator) for region in regions]
+    value = output_of(graph, start)
+    entry = torch.randint(value.shape[2], value.shape[:2], generator=generator)
+    sign = 1 - 2 * torch.randint(2, entry.shape, generator=generator).double()
+    rows = torch.zeros_like(value).scatter_(2, entry[..., None], sign[..., None])
+    ends = attacked_points(graph, regions, start, rows)
+    return [torch.cat(pair) for pair in zip(start, ends, strict=True)]

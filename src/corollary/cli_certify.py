@@ -72,6 +72,7 @@ def certify(
         )
     if results or record or jobs != 1:
         raise BadInput("--results, --record and --jobs are for a batch: give --batch FILE")
+    timeout = 60.0 if timeout is None else timeout
     console = Console(stderr=True)
     show = console.is_terminal and not json
     with console.status(f"certifying {Path(network).name}") if show else nullcontext():
@@ -79,7 +80,7 @@ def certify(
             network,
             property,
             weights=weights,
-            timeout=60.0 if timeout is None else timeout,
+            timeout=timeout,
             config=config(),
             trust_pickle=trust_pickle,
             tell=partial(console.print, style="dim", highlight=False, markup=False) if show else None,

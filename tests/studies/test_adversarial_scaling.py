@@ -122,4 +122,4 @@ def test_an_interrupted_run_resumes():
 
     with pytest.raises(KeyboardInterrupt):
         AdversarialScaling(scale="smoke").run(counting)
-    assert computed == ["trained", "linear", "shuffled labels"]
+    assert computed == ["trained on digits", "linear on digits", "shuffled labels on digits"]

@@ -1,5 +1,6 @@
 """The search for counterexamples where the answer is known: corners, balls, narrow valleys, dead neurons."""
 
+import importlib
 import math
 import time
 
@@ -8,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from corollary.base.errors import BadInput
-from corollary.verify import falsify as module_under_test
 from corollary.verify.counterexample import Counterexample, replay
 from corollary.verify.falsify import falsify
 from corollary.verify.sets import Ball, Box, Region
 from corollary.verify.specification import Case, Halfspaces, Specification, contains
 
 F64 = torch.float64
+module_under_test = importlib.import_module("corollary.verify.falsify")  # the room has a function of that name
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -279,10 +279,10 @@ def test_real_properties_mean_what_their_operators_mean(real_data: Path):
     for name, (inputs, outputs) in sizes.items():
         specification = read_vnnlib(folder / name, inputs, outputs)
         forms = nested((folder / name).read_text())
-        for _ in range(6):
+        for _ in range(3):
             x, y = points_near(specification, draw)
             truth = holds(forms, x, y)
             point, output = (torch.tensor(values, dtype=torch.float64) for values in (x, y))
             assert specification.violated(point, output) == truth, name
             outcomes[truth] += 1
-    assert min(outcomes.values()) > 200
+    assert min(outcomes.values()) > 100

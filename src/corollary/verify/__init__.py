@@ -1,4 +1,4 @@
-"""What a network provably does: bounds, proofs and counterexamples, attacks, Lipschitz constants, certified training."""
+"""What a network provably does: bounds and proofs, attacks and games, Lipschitz constants, certified training."""
 
 from corollary.verify.accuracy import CertifiedAccuracy as CertifiedAccuracy
 from corollary.verify.accuracy import certified_accuracy as certified_accuracy

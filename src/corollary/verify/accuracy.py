@@ -23,6 +23,7 @@ from corollary.verify.bounded_graph import BoundedGraph
 from corollary.verify.certify import CertifyConfig, certify
 from corollary.verify.classifier import Classifier, attackable, logits_of, margin
 from corollary.verify.falsify import falsify
+from corollary.verify.layout import sample_size
 from corollary.verify.search import Margin
 from corollary.verify.sets import Ball, Box, Region
 from corollary.verify.specification import Specification
@@ -30,6 +31,8 @@ from corollary.verify.specification import Specification
 AccuracyMethod: TypeAlias = Literal["interval", "crown", "alpha-crown", "complete"]
 TOGETHER = 64
 """Samples that are bounded together; bounds of more at once are no faster on a processor."""
+ATTACKED_BEFORE = (0.1, 0.5)
+"""Seconds, as in `CertifyConfig.attack`, that branch and bound attacks samples which withstood another attack."""
 PRECISION = torch.float64
 """Of all bounds here: their rounding then stays far below any margin between classes that counts."""
 
@@ -91,8 +94,9 @@ class CertifiedAccuracy:
             name="certified-accuracy",
             title="Certified accuracy",
             caption=(
-                f"Share of {len(self.correct)} samples. The accuracy under the worst perturbation of {_norm_name(self.norm)} "
-                f"norm lies in the band: below it is proved ({self.method}), above it a perturbation was found."
+                f"Share of {len(self.correct)} samples. The accuracy under the worst perturbation, measured in the "
+                f"{'infinity' if math.isinf(self.norm) else f'{self.norm:g}'} norm, lies in the band: what is below it "
+                f"is proved ({self.method}), and for what is above it a perturbation was found."
             ),
             data=self.table(),
             draw=_draw,
@@ -150,7 +154,7 @@ def certified_accuracy(
     correct = task.correct()
     certifier: _Complete | _Bounds
     if method == "complete":
-        certifier = _Complete(task, float(timeout_per_sample))
+        certifier = _Complete(task, float(timeout_per_sample), ATTACKED_BEFORE if attack else CertifyConfig.attack)
     else:
         certifier = _Bounds(task, BoundedGraph(graph, dtype=PRECISION), method, iterations)
     withstood, certified = correct.clone(), correct.clone()
@@ -188,7 +192,7 @@ class _Task:
 
     @property
     def classes(self) -> int:
-        return int(self.graph.outputs[0].shape[1])
+        return sample_size(self.graph.outputs[0])
 
     def correct(self) -> Bool[Tensor, "sample"]:
         """The label's logit is above all others: equal ones count as wrong, as they do in a proof."""
@@ -230,7 +234,7 @@ class _Task:
         return torch.cat(hit)
 
     def _falsified(self, radius: float, sample: int, generator: torch.Generator) -> bool:
-        found = falsify(self.network, self.specification(radius, sample), generator=generator, restarts=4, steps=40)
+        found = falsify(self.network, self.specification(radius, sample), generator=generator, restarts=2, steps=40)
         return found is not None and self.in_range(found.x)
 
     def in_range(self, x: Tensor) -> bool:
@@ -268,10 +272,11 @@ class _Complete:
 
     task: _Task
     timeout: float
+    attack: tuple[float, float]
 
     def run(self, radius: float, samples: Tensor) -> tuple[Tensor, Tensor]:
         """The samples proved, and those violated."""
-        config = CertifyConfig(seed=self.task.seed)
+        config = CertifyConfig(seed=self.task.seed, attack=self.attack)
         verdicts = {
             i: certify(self.task.graph, self.task.specification(radius, i), timeout=self.timeout, config=config)
             for i in track(samples.tolist(), f"samples at radius {radius:g}")
@@ -341,10 +346,6 @@ def _where(mask: Tensor) -> Tensor:
 
 def _share(mask: Tensor) -> float:
     return float(mask.double().mean())
-
-
-def _norm_name(norm: float) -> str:
-    return "infinite" if math.isinf(norm) else f"{norm:g}-"
 
 
 def _draw(axes: Any, data: Any) -> None:

@@ -7,7 +7,7 @@ Source: Shi et al. 2025, arXiv 2405.21063 (GenBaB); Wang et al. 2021, arXiv 2103
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from corollary.graph import Node, evaluate
 from corollary.verify.branching import (
-    PREFERRED,
     InputLines,
     Neurons,
     PointRule,
@@ -24,13 +23,14 @@ from corollary.verify.branching import (
     constant_scores,
     gap_scores,
     input_lines,
-    middle_points,
     shortcut_scores,
     splittable,
+    table_points,
 )
 from corollary.verify.domains import Pool
 from corollary.verify.known import Known
 from corollary.verify.layout import Rows, pack, sample_shape
+from corollary.verify.leaves import Constraints, multipliers_and_point
 from corollary.verify.limit import OutOfTime
 from corollary.verify.linear_bounds import Bounded, Free, Splits, lower_bounds
 from corollary.verify.prepared import Prepared
@@ -38,8 +38,12 @@ from corollary.verify.queries import Queries
 from corollary.verify.search import Margin, Outcome
 from corollary.verify.sets import Ball, Box, Region
 
-PATIENCE = 100
+PATIENCE = 20
 """Rounds in which domains with nothing to split are bounded again before the search gives up."""
+
+
+TOGETHER = 2**17
+"""Domains are split so many together that their neurons are about so many."""
 
 
 @dataclass(frozen=True)
@@ -50,21 +54,21 @@ class Branching:
         rule: the score that orders neurons: "bbps", "babsr" (constant terms only), "gap" (area of the relaxations),
             "random"; "auto": "babsr" where every nonlinearity is piecewise linear, "bbps" elsewhere.
         candidates: neurons whose children are bounded once before the best is split; 1 takes the score's word.
-        batch: domains split together.
+        batch: domains split together; by the number of neurons where None.
         iterations: steps of the optimiser for each child.
         slope_rate, multiplier_rate: its learning rates; `decay` a step.
-        points: where a neuron is split.
+        points: where a neuron is split: `table_points` or `middle_points`.
         most: domains after which the search stops; None: no limit.
     """
 
     rule: Rule | Literal["auto"] = "auto"
     candidates: int = 8
-    batch: int = 128
-    iterations: int = 8
+    batch: int | None = None
+    iterations: int = 6
     slope_rate: float = 0.2
-    multiplier_rate: float = 0.4
+    multiplier_rate: float = 0.7
     decay: float = 0.98
-    points: PointRule = middle_points
+    points: PointRule = table_points
     most: int | None = None
 
 
@@ -92,6 +96,7 @@ def split_neurons(
     deadline: float,
     branching: Branching | None = None,
     generator: torch.Generator | None = None,
+    confirm: Callable[[Tensor], bool] | None = None,
 ) -> Outcome:
     """Prove every open disjunct of one query, or find a point that is unsafe, by splitting neurons.
 
@@ -99,8 +104,9 @@ def split_neurons(
         query: of one region.
         deadline: by `time.monotonic`.
         generator: for the rule "random".
+        confirm: whether a point (1, *input) that is unsafe by the graph's arithmetic counts; others are passed over.
     """
-    return _Search(network, query, root, margin, deadline, branching or Branching(), generator).run()
+    return _Search(network, query, root, margin, deadline, branching or Branching(), generator, confirm).run()
 
 
 class _Search:
@@ -113,9 +119,10 @@ class _Search:
         deadline: float,
         branching: Branching,
         generator: torch.Generator | None,
+        confirm: Callable[[Tensor], bool] | None,
     ):
         self.network, self.query, self.root, self.margin = network, query, root, margin
-        self.deadline, self.how, self.generator = deadline, branching, generator
+        self.deadline, self.how, self.generator, self.confirm = deadline, branching, generator, confirm
         self.neurons = Neurons(network)
         self.output = network.graph.outputs[0]
         self.region: Region = query.region
@@ -124,6 +131,7 @@ class _Search:
         self.rule = branching.rule
         if branching.rule == "auto":
             self.rule = "bbps" if bool(self.neurons.bends.any()) else "babsr"
+        self.only_products = self.neurons.only_products
         if self.rule == "bbps":
             self.lines = input_lines(network, self.neurons, root.known, self.region)
         self.parts = [
@@ -133,9 +141,12 @@ class _Search:
             if part is not None and node in network.upstream(self.output)
         ]
         self.kept = frozenset(node for node in network.nonlinear if node in network.upstream(self.output))
+        self.starts = torch.tensor(list(self.neurons.first.values()), device=network.device)
+        self.batch_size = branching.batch or max(32, min(1024, TOGETHER // max(1, len(self.neurons))))
         self.pool = Pool()
         self.count = 0
         self.idle = 0
+        self.met: Tensor | None = None
 
     def run(self) -> Outcome:
         start = self._start()
@@ -144,7 +155,7 @@ class _Search:
         while found is None and len(self.pool):
             if time.monotonic() > self.deadline or (self.how.most is not None and self.count >= self.how.most):
                 return Outcome("timeout", None, self.count, self.pool.worst)
-            taken = self.pool.take(self.how.batch)
+            taken = self.pool.take(self.batch_size)
             worst = float(taken["priority"].min())
             try:
                 self.idle = self.idle + 1 if bool((taken["split"] < 0).all()) else 0
@@ -152,7 +163,7 @@ class _Search:
                     return Outcome("stuck", None, self.count, worst)
                 children, parents = self._children(taken)
                 self.count += len(children["disjunct"])
-                found = self._enter(children, parents)
+                found = self._enter(children, parents) if self.met is None else self.met
             except OutOfTime:
                 return Outcome("timeout", None, self.count, worst)
         if found is not None:
@@ -170,6 +181,7 @@ class _Search:
             "sign": torch.zeros(count, 1, dtype=self.network.dtype, device=self.network.device),
             "point": torch.zeros(count, 1, dtype=self.network.dtype, device=self.network.device),
             "multiplier": torch.zeros(count, rows.shape[1], 1, dtype=self.network.dtype, device=self.network.device),
+            "settled": torch.zeros(count, dtype=torch.bool, device=self.network.device),
         }
         for i, (node, side) in enumerate(self.parts):
             part = self.root.free[node][side]
@@ -302,7 +314,7 @@ class _Search:
         free = self._free([domain[f"free{i}"] for i in range(len(self.parts))])
         bound = self._pass(domain, known, free, domain["multiplier"], keep=True)
         point = self._unsafe(domain, bound)
-        if point is not None:
+        if point is not None and (self.confirm is None or self.confirm(point)):
             return point
         domain["split"], domain["at"] = self._choices(known, free, bound)
         self.pool.put(best[left], **domain)
@@ -343,19 +355,14 @@ class _Search:
             scores = gap_scores(self.neurons, known, points, bound.kept, free)
         scores = torch.where(able, scores.nan_to_num(nan=0.0), -torch.inf)
         if self.rule == "bbps" and self.lines is not None:
-            entries = scores.topk(min(len(self.neurons), max(PREFERRED, most)), dim=1).indices
-            region = self._region(len(lower))
             found = shortcut_scores(
-                self.neurons, known, points, bound.kept, free, self.lines, region, entries, bound.lower
+                self.neurons, known, points, bound.kept, free, self.lines, self._region(len(lower)), scores, bound.lower
             )
             # Neurons that only products read have no shortcut: they follow, by their gaps.
-            ranked = torch.where(found > -torch.inf, found, scores.gather(1, entries) + bound.lower.amin(1)[:, None])
-            ranked = torch.where(able.gather(1, entries), ranked, -torch.inf)
-            top = ranked.topk(most, dim=1)
-            chosen = entries.gather(1, top.indices)
-        else:
-            top = scores.topk(most, dim=1)
-            chosen = top.indices
+            by_gap = torch.where(self.only_products, scores + bound.lower.amin(1, keepdim=True), -torch.inf)
+            scores = torch.where(able, torch.maximum(found, by_gap), -torch.inf)
+        top = scores.topk(most, dim=1)
+        chosen = top.indices
         valid = top.values > -torch.inf
         return torch.where(valid, chosen, -1), points.gather(1, chosen)
 
@@ -364,12 +371,12 @@ class _Search:
         split, at = domain.pop("split"), domain.pop("at")
         parents = domain.pop("priority")
         able = split[:, 0] >= 0
-        rest = {name: values[~able] for name, values in domain.items()}  # nothing to split: bounded once more
-        before, rest_parents = domain, parents[~able]
+        rest = self._settled({name: values[~able] for name, values in domain.items()})
+        rest_parents = parents[~able]
         domain = {name: values[able] for name, values in domain.items()}
         split, at, parents = split[able], at[able], parents[able]
         if not len(split):
-            return before, rest_parents
+            return rest, rest_parents
         choice = torch.zeros(len(split), dtype=torch.long, device=split.device)
         if split.shape[1] > 1:
             worse = []
@@ -386,6 +393,34 @@ class _Search:
         rows = torch.arange(len(split), device=split.device)
         children = self._halved(domain, split[rows, choice], at[rows, choice])
         return _together(children, rest), torch.cat([parents, parents, rest_parents])
+
+    def _settled(self, domain: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Domains with nothing to split, each once with the best multipliers; they are bounded again with these."""
+        multiplier = domain["multiplier"].clone()
+        for i in (~domain["settled"]).nonzero()[:, 0].tolist():
+            leaf = {name: values[i : i + 1] for name, values in domain.items()}
+            known, _ = self._known(leaf)
+            bound = self._pass(leaf, known, self._free([leaf[f"free{k}"] for k in range(len(self.parts))]), None)
+            if not bound.slopes:
+                continue
+            (slopes,) = bound.slopes.values()
+            node = torch.bucketize(leaf["entry"][0], self.starts, right=True) - 1
+            splits = Constraints(
+                self.neurons.nodes, node, leaf["entry"][0] - self.starts[node], leaf["sign"][0], leaf["point"][0]
+            )
+            offsets = bound.offset[0] - self.query.offsets[0][self._rows_of(leaf["disjunct"])][0]
+            multiplier[i], point = multipliers_and_point(
+                self.network, self._region(1), known, splits, slopes[0], offsets
+            )
+            self._meet(point)
+        return {**domain, "multiplier": multiplier, "settled": torch.ones_like(domain["settled"])}
+
+    def _meet(self, point: Tensor) -> None:
+        """Keep a flat input if it is unsafe."""
+        x = point.reshape(1, *sample_shape(self.network.graph.inputs[0]))
+        y = evaluate(self.network.graph, x).reshape(1, 1, -1)
+        if bool(self.query.violated(y)[0, 0]) and (self.confirm is None or self.confirm(x)):
+            self.met = x
 
     def _halved(self, domain: dict[str, Tensor], entry: Tensor, point: Tensor) -> dict[str, Tensor]:
         """The domains with `entry` at most `point`, then those with it at least so."""

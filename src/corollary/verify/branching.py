@@ -13,17 +13,20 @@ from torch import Tensor
 
 from corollary.graph import Node
 from corollary.graph.ops import Elementwise, MatMul, Max, MaxPool, Multiply
+from corollary.verify.branching_points import branching_table
 from corollary.verify.known import Known, interval_of
 from corollary.verify.layout import sample_shape
 from corollary.verify.linear_bounds import Free, dot, lower_bounds, summed_to
 from corollary.verify.prepared import Prepared
 from corollary.verify.relaxations import Lines
-from corollary.verify.sets import Region
+from corollary.verify.sets import Box, Region
 from corollary.verify.sweep import signed_positions
 
 Rule = Literal["bbps", "babsr", "gap", "random"]
-PREFERRED = 24
-"""Entries with the largest gap scores, whose shortcut scores are worked out."""
+SHORTCUTS = 2**26
+"""Neurons are scored with the shortcut while they, times rows and inputs, are at most so many; those of largest gap."""
+PIECE = 2**22
+"""So many coefficients of them are held at once."""
 LINES = 2**26
 """Beyond so many coefficients no linear bounds of the neurons in the input are held."""
 
@@ -96,6 +99,13 @@ class Neurons:
             found.append(torch.full((self.network.sizes[node],), curved, device=self.network.device))
         return torch.cat(found)
 
+    @cached_property
+    def only_products(self) -> Tensor:
+        """Whether no function of one variable reads the entry, (neurons,)."""
+        none = [not any(r in self.network.relaxations for r in self.readers[node]) for node in self.nodes]
+        sizes = torch.tensor([self.network.sizes[node] for node in self.nodes], device=self.network.device)
+        return torch.tensor(none, device=self.network.device).repeat_interleave(sizes)
+
 
 PointRule = Callable[["Neurons", Tensor, Tensor], Tensor]
 
@@ -109,6 +119,22 @@ def middle_points(neurons: Neurons, lower: Tensor, upper: Tensor) -> Tensor:
     nearest, place = distance.min(-1)
     kink = kinks.expand(*lower.shape, kinks.shape[1]).gather(-1, place[..., None])[..., 0]
     return torch.where(nearest < torch.inf, kink, middle)
+
+
+def table_points(neurons: Neurons, lower: Tensor, upper: Tensor) -> Tensor:
+    """Where the area between the lines is least after the split, for neurons that curved functions alone read.
+
+    For the others, as `middle_points`; (batch, neurons).
+    Source: Shi et al. 2025, arXiv 2405.21063, pre-optimised branching points.
+    """
+    points = middle_points(neurons, lower, upper)
+    for node in neurons.nodes:
+        readers = neurons.readers[node]
+        if all(r in neurons.network.relaxations and not getattr(r.op, "kinks", ()) for r in readers):
+            place = neurons.of(node)
+            table = branching_table(tuple(sorted({r.op for r in readers}, key=str)))
+            points[:, place] = table.point(lower[:, place], upper[:, place])
+    return points
 
 
 def splittable(neurons: Neurons, lower: Tensor, upper: Tensor) -> Tensor:
@@ -214,47 +240,87 @@ def shortcut_scores(
     free: Free,
     lines: InputLines,
     region: Region,
-    entries: Tensor,
+    preferred: Tensor,
     margin: Tensor,
 ) -> Tensor:
     """BBPS: the worse child's bound, had the bound stopped at the neurons of one node and used their linear bounds.
 
+    Every neuron of a node is scored; where that would take too long, those with the largest entries in `preferred`.
+
     Args:
-        entries: numbers of the neurons to score, (batch, k).
+        preferred: (batch, neurons).
         margin: the bound of each row, (batch, count).
-    Returns: (batch, k); minus infinity for neurons that only products read.
+    Returns: (batch, neurons); minus infinity for neurons that are not scored, such as those that only products read.
     """
-    (center, radius) = _center_radius(region)
+    ends = _center_radius(region)
     lower, upper = neurons.ends(known)
     left, right = neurons.known(lower, points), neurons.known(points, upper)
-    scores = torch.full(entries.shape, -torch.inf, dtype=lower.dtype, device=lower.device)
-    for node in neurons.nodes:
-        place = neurons.of(node)
-        here = (entries >= place.start) & (entries < place.stop)
-        curves = [r for r in neurons.readers[node] if r in neurons.network.relaxations and r in kept]
-        if not curves or not bool(here.any()):
+    readers = {
+        node: [r for r in neurons.readers[node] if r in neurons.network.relaxations and r in kept]
+        for node in neurons.nodes
+    }
+    each = margin.numel() * ends[0].shape[1]
+    most = max(16, SHORTCUTS // (each * max(1, sum(bool(curves) for curves in readers.values()))))
+    scores = torch.full_like(lower, -torch.inf)
+    for node, curves in readers.items():
+        if not curves:
             continue
-        index = (entries - place.start).clamp(0, place.stop - place.start - 1)
-        before = _contribution(known, curves, kept, free)
-        slopes, offsets = lines.slopes[:, place], lines.offsets[:, place]
-        # H(x), the sum of the contributions of all neurons of the node, as a function of the input
-        total, constant = _in_inputs(*before, slopes, offsets)
-        base = dot(total, center) + constant - dot(total.abs(), radius)
-        sides = []
-        for side in (left, right):
-            after = _contribution(side, curves, kept, {})
-            chosen = [_picked(part, index) for part in (*before, *after)]
-            (low_slope, high_slope), (low_offset, high_offset) = slopes[:, index], offsets[:, index]
-            positive = chosen[2].clamp(min=0) - chosen[0].clamp(min=0)
-            negative = chosen[2].clamp(max=0) - chosen[0].clamp(max=0)
-            change = positive[..., None] * low_slope[:, None] + negative[..., None] * high_slope[:, None]
-            shift = positive * low_offset[:, None] + negative * high_offset[:, None] + chosen[3] - chosen[1]
-            moved = total[:, :, None] + change
-            value = (moved * center[:, None, None]).sum(-1) - (moved.abs() * radius[:, None, None]).sum(-1)
-            sides.append(value + constant[..., None] + shift - base[..., None] + margin[..., None])
-        worse = torch.minimum(*sides).amin(1)
-        scores = torch.where(here, worse, scores)
+        place = neurons.of(node)
+        index = preferred[:, place].topk(min(most, place.stop - place.start), dim=1).indices
+        stopped = _Stopped.at(_contribution(known, curves, kept, free), lines, place, ends)
+        sides = [_contribution(side, curves, kept, {}) for side in (left, right)]
+        for piece in index.split(max(1, PIECE // each), dim=1):
+            worse = torch.minimum(*(stopped.with_child(side, piece) + margin[..., None] for side in sides)).amin(1)
+            scores[:, place] = scores[:, place].scatter(1, piece, worse)
     return scores
+
+
+@dataclass(frozen=True, eq=False)
+class _Stopped:
+    """H(x) = total . x + constant, the sum of what all neurons of a node contribute to the bound, by their input bounds.
+
+    Args:
+        slope, offset: with which each neuron enters, (batch, count, entries).
+        slopes, offsets: the bounds of the neurons in the input, (2, entries, inputs) and (2, entries).
+        base: the least value of H over the region.
+    """
+
+    slope: Tensor
+    offset: Tensor
+    slopes: Tensor
+    offsets: Tensor
+    center: Tensor
+    radius: Tensor
+    total: Tensor
+    constant: Tensor
+    base: Tensor
+
+    @classmethod
+    def at(
+        cls, contribution: tuple[Tensor, Tensor], lines: InputLines, place: slice, ends: tuple[Tensor, Tensor]
+    ) -> "_Stopped":
+        slope, offset = contribution
+        slopes, offsets = lines.slopes[:, place], lines.offsets[:, place]
+        positive, negative = slope.clamp(min=0), slope.clamp(max=0)
+        total = positive @ slopes[0] + negative @ slopes[1]
+        constant = positive @ offsets[0] + negative @ offsets[1] + offset.sum(2)
+        base = dot(total, ends[0]) + constant - dot(total.abs(), ends[1])
+        return cls(slope, offset, slopes, offsets, *ends, total, constant, base)
+
+    def with_child(self, child: tuple[Tensor, Tensor], index: Tensor) -> Tensor:
+        """By how much the least value of H rises if one neuron contributes as in a child, (batch, count, k).
+
+        Args: `index`: which neuron, (batch, k).
+        """
+        slope, offset, new_slope, new_offset = (_picked(part, index) for part in (self.slope, self.offset, *child))
+        (low_slope, high_slope), (low_offset, high_offset) = self.slopes[:, index], self.offsets[:, index]
+        positive = new_slope.clamp(min=0) - slope.clamp(min=0)
+        negative = new_slope.clamp(max=0) - slope.clamp(max=0)
+        change = positive[..., None] * low_slope[:, None] + negative[..., None] * high_slope[:, None]
+        shift = positive * low_offset[:, None] + negative * high_offset[:, None] + new_offset - offset
+        moved = self.total[:, :, None] + change
+        least = (moved @ self.center[:, None, :, None])[..., 0] - (moved.abs() @ self.radius[:, None, :, None])[..., 0]
+        return least + (self.constant - self.base)[..., None] + shift
 
 
 def _contribution(known: Known, readers: list[Node], kept: dict[Node, Tensor], free: Free) -> tuple[Tensor, Tensor]:
@@ -272,18 +338,12 @@ def _contribution(known: Known, readers: list[Node], kept: dict[Node, Tensor], f
     return slope, constant
 
 
-def _in_inputs(slope: Tensor, constant: Tensor, slopes: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    positive, negative = slope.clamp(min=0), slope.clamp(max=0)
-    total = positive @ slopes[0] + negative @ slopes[1]
-    return total, positive @ offsets[0] + negative @ offsets[1] + constant.sum(2)
-
-
 def _picked(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(2, index[:, None].expand(-1, values.shape[1], -1))
 
 
 def _center_radius(region: Region) -> tuple[Tensor, Tensor]:
-    box = region if not hasattr(region, "box") else region.box()  # type: ignore[union-attr]
+    box = region if isinstance(region, Box) else region.box()
     return box.center.flatten(1), box.radius.flatten(1)
 
 

@@ -1,9 +1,9 @@
 """Certified training: networks trained on bounds of their loss over boxes of inputs, on any network that is captured.
 
-Interval training minimises the cross-entropy of the upper bounds of $o_j - o_y$ over the box of radius $\\epsilon$. SABR
-bounds a smaller box, of radius $\\lambda\\epsilon$, around a point that an attack finds in the large one. Adversarial
-training (PGD) takes the loss at that point, and standard training at the input. The radius rises from 0 while the
-network learns: trained on large boxes from the start, it collapses to a constant.
+Interval training minimises the cross-entropy of the upper bounds of $o_j - o_y$ over the box of radius $\\epsilon$.
+SABR bounds a smaller box, of radius $\\lambda\\epsilon$, around a point that an attack finds in the large one.
+Adversarial training (PGD) takes the loss at that point, and standard training at the input. The radius rises from 0
+while the network learns: trained on large boxes from the start, it collapses to a constant.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -228,8 +228,8 @@ class CertifiedTrainer:
             epochs, batch_size, seed, gradient_clip, checkpoint, seconds: as for `corollary.engine.fit`.
             milestones: epochs.
             validation: `(x, y)`, for the clean accuracy while training (`test_accuracy`).
-        Returns: the trained copy in evaluation mode, with its record. There, `accuracy` is that on the training batch of
-            what the method trains on: for "ibp" the share certified at the present radius.
+        Returns: the trained copy in evaluation mode, with its record. There, `accuracy` is that of what the method
+            trains on, on the batch: for "ibp" the share certified at the present radius.
         Raises: CannotCapture; NoRule; BadInput, as `corollary.engine.fit`.
         """
         source = _WithLabels(data)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from corollary.base.errors import BadInput, NoRule
+from corollary.base.errors import BadInput, CannotCapture, NoRule
 from corollary.base.network import Inputs
 from corollary.base.seeds import Seeds
 from corollary.graph import Graph, GraphModule, Network, capture, load_network
@@ -45,7 +45,8 @@ class CertifyConfig:
         iterations: optimiser steps for the first bounds.
         branching: of the search on neurons.
         dtype: of the bounds; None: float64 where few inputs vary, float32 (with a wider margin) elsewhere.
-        attack: share of the time limit, and seconds at most, for the search for counterexamples before any bound.
+        attack: seconds for the search for counterexamples before any bound, and again for what the first bounds leave
+            open; each at most a twentieth, then a tenth, of the time limit.
         seed: of all random draws.
     """
 
@@ -54,7 +55,7 @@ class CertifyConfig:
     iterations: int = 20
     branching: Branching = field(default_factory=Branching)
     dtype: torch.dtype | None = None
-    attack: tuple[float, float] = (0.15, 10.0)
+    attack: tuple[float, float] = (1.0, 8.0)
     seed: int = 0
 
 
@@ -151,14 +152,10 @@ class _Run:
         self.start, self.deadline, self.config = start, start + timeout, config
         self.timeout, self.tell = timeout, tell
         self.verdict = Verdict("unknown")
-        self.original: nn.Module | Path | OnnxProgram
         self.graph, self.original = _graph_and_original(model, specification, example)
         for name, tensor in self.graph.tensors.items():
-            if bool(tensor.isnan().any()):
-                raise BadInput(
-                    f"the network's {name} has {int(tensor.isnan().sum())} NaN of {tensor.numel()} numbers: "
-                    "nothing can be proved of it"
-                )
+            if count := int(tensor.isnan().sum()):
+                raise BadInput(f"the network's {name} has {count} NaN of {tensor.numel()} numbers: nothing holds of it")
         self.specification = self._fitting(specification)
         self._mark("read")
 
@@ -207,7 +204,7 @@ class _Run:
         return verdict
 
     def _decide(self) -> None:
-        if self._attacked():
+        if self._attacked(min(self.config.attack[0], self.timeout / 20)):
             return
         network = prepare(self.graph, dtype=self._dtype())
         queries = Queries.of(self.specification, network.dtype, network.device)
@@ -215,7 +212,12 @@ class _Run:
         self._mark("prepare")
         split_input = self._splits_inputs(queries)
         if split_input:
-            self._conclude(self._backing_off(lambda at_once: self._inputs(network, queries, margin, at_once)))
+            outcome = self._inputs(network, queries, margin, min(self.deadline, time.monotonic() + self.timeout / 10))
+            if outcome.status == "timeout":
+                if self._attacked(min(self.config.attack[1], self.timeout / 10)):
+                    return
+                outcome = self._inputs(network, queries, margin, self.deadline)
+            self._conclude(outcome)
             self._mark("input splitting")
             return
         for part in torch.arange(len(queries), device=network.device).split(CASES_AT_ONCE):
@@ -236,10 +238,8 @@ class _Run:
             return self.config.split == "inputs"
         return isinstance(queries.region, Box) and int(_varying(queries.region).sum(1).max()) <= self.config.few_inputs
 
-    def _attacked(self) -> bool:
-        """Whether a counterexample was found before any bound."""
-        share, most = self.config.attack
-        seconds = min(share * self.timeout, most)
+    def _attacked(self, seconds: float) -> bool:
+        """Whether a counterexample was found by an attack of so many seconds."""
         if seconds <= 0:
             return False
         with torch.enable_grad():
@@ -273,13 +273,7 @@ class _Run:
             return True
         verdict.worst = outcome.worst
         if outcome.status == "found":
-            assert outcome.point is not None
-            verdict.counterexample = self._replayed(outcome.point)
-            if verdict.counterexample is not None:
-                verdict.status = "sat"
-            else:
-                verdict.status = "unknown"
-                verdict.reason = "a point is unsafe in exact arithmetic, but not when the network is run as given"
+            verdict.status = "sat"
         elif outcome.status == "timeout":
             verdict.status = "timeout"
         else:
@@ -298,8 +292,19 @@ class _Run:
                 at_once = 256 if at_once is None else max(1, at_once // 4)
                 self._say(f"out of memory: again with {at_once} domains at once")
 
-    def _inputs(self, network: Prepared, queries: Queries, margin: Margin, at_once: int | None) -> Outcome:
-        return split_inputs(network, queries, margin, deadline=self.deadline, at_once=at_once)
+    def _inputs(self, network: Prepared, queries: Queries, margin: Margin, deadline: float) -> Outcome:
+        return self._backing_off(
+            lambda at_once: split_inputs(
+                network, queries, margin, deadline=deadline, at_once=at_once, confirm=self._confirmed
+            )
+        )
+
+    def _confirmed(self, point: Tensor) -> bool:
+        """Whether a point that bounds led to is a counterexample of the network as given."""
+        found = self._replayed(point)
+        if found is not None:
+            self.verdict.counterexample = found
+        return found is not None
 
     def _cases(self, network: Prepared, queries: Queries, margin: Margin) -> bool:
         """Prove some of the cases; whether all of them are."""
@@ -312,6 +317,8 @@ class _Run:
         self.verdict.domains += len(queries)
         self._say(f"linear bounds: {len(queries) - len(left)} of {len(queries)} regions proved")
         self._mark("linear bounds")
+        if len(left) and self._attacked(min(self.config.attack[1], self.timeout / 10)):
+            return False
         for i in left:
             only = torch.tensor([int(i)], device=network.device)
             one = Sweep(found.known.at(only), {node: p[only] for node, p in found.positions.items()})
@@ -331,7 +338,7 @@ class _Run:
         output = network.graph.outputs[0]
         best = optimised(
             network, output, query.on(output), [query.region], found,
-            iterations=self.config.iterations, deadline=self.deadline,
+            iterations=self.config.iterations, deadline=self.deadline, goal=query.offsets + 1e-3,
         )  # fmt: skip
         known = Known(network, 1, best.bounds)
         bound = lower_bounds(network, output, query.on(output), [query.region], known, free=best.free)
@@ -348,13 +355,13 @@ class _Run:
         branching = self.config.branching if at_once is None else replace(self.config.branching, batch=at_once)
         return split_neurons(
             network, query, Root(known, best.free, lower), margin, deadline=self.deadline, branching=branching,
-            generator=Seeds(self.config.seed)("branching"),
+            generator=Seeds(self.config.seed)("branching"), confirm=self._confirmed,
         )  # fmt: skip
 
 
 def _graph_and_original(
     model: nn.Module | Graph | Network | str | Path, specification: Specification, example: Inputs | None
-) -> tuple[Graph, nn.Module | Path]:
+) -> tuple[Graph, nn.Module | Path | OnnxProgram]:
     """The network as a graph, and as it was given: what counterexamples are replayed on."""
     if isinstance(model, Graph):
         return model, GraphModule(model)
@@ -366,7 +373,12 @@ def _graph_and_original(
         is_file = model.origin.endswith((".onnx", ".onnx.gz"))
         return model.graph, Path(model.origin) if is_file else model.module
     module = model.module if isinstance(model, Network) else model
-    return capture(module, _example(module, specification) if example is None else example), module
+    try:
+        return capture(module, _example(module, specification) if example is None else example), module
+    except CannotCapture as refusal:
+        if not isinstance(model, Network):
+            raise
+        raise CannotCapture(f"{model.graph}\nOn the middle of the property's region: {refusal}") from refusal
 
 
 def _varying(region: Region) -> Tensor:

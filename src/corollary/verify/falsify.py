@@ -30,10 +30,8 @@ EXPLORED = 128
 """Random points in the first round."""
 FEW = 20
 """Varying inputs up to which local search is worth its points."""
-PARENTS, CHILDREN, GENERATIONS = 32, 15, 30
-"""Local search: points in the first round, trials around each, and how often."""
-SPREAD, SHRINK = 0.2, 0.78
-"""Local search: first standard deviation of trials in widths, and its factor a generation."""
+PARENTS, CHILDREN, GENERATIONS, SPREAD, SHRINK = 32, 15, 30, 0.2, 0.78
+"""Local search: points in the first round, trials around each, how often, their spread in widths, its factor a time."""
 
 
 def falsify(

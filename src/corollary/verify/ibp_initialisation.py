@@ -7,6 +7,7 @@ $|W_L \\cdots W_1|\\,\\epsilon$; interval bounds give $|W_L| \\cdots |W_1|\\,\\e
 import math
 from collections.abc import Sequence
 from functools import reduce
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -51,7 +52,7 @@ class Radii(NamedTuple):
         return self.optimal / self.interval
 
 
-def product_radii(weights: Sequence[Float[Tensor, "*batch row column"]], eps: float | int | Tensor = 1.0) -> Radii:
+def product_radii(weights: Sequence[Float[Tensor, "*batch _ _"]], eps: float | int | Tensor = 1.0) -> Radii:
     r"""Radii $|W_L \cdots W_1|\,\epsilon$ and $|W_L| \cdots |W_1|\,\epsilon$ of deep linear networks.
 
     Args:
@@ -100,11 +101,11 @@ def reconstruction_tightness(dimension: int) -> float:
     return math.sqrt(math.pi / (2 * dimension))
 
 
-def is_propagation_invariant(weights: Sequence[Float[Tensor, "row column"]], tol: float = 0.0) -> bool:
-    r"""Whether interval bounds of a deep linear network are exact for every box: $|W_L \cdots W_1| = |W_L| \cdots |W_1|$.
+def is_propagation_invariant(weights: Sequence[Float[Tensor, "_ _"]], tol: float = 0.0) -> bool:
+    r"""Whether interval bounds of a deep linear network are exact for every box.
 
-    That is so just where all paths from an input to an output have one sign, which is decided on the signs alone,
-    without rounding.
+    That is, $|W_L \cdots W_1| = |W_L| \cdots |W_1|$ entrywise. It is so just where all paths from an
+    input to an output have one sign, which is decided on the signs alone, without rounding.
 
     Args:
         weights: $W_1, \dots, W_L$, each (outputs, inputs).
@@ -128,8 +129,8 @@ def has_conflicting_signs(product: Float[Tensor, "*batch output input"]) -> Tens
     r"""Whether some 2 x 2 minor of the signs of $W = W_2 W_1$ multiplies to -1, (*batch).
 
     Then, with no zero among the weights, interval bounds of the two layers are not exact. The product of signs
-    $s_{ij} s_{ij'} s_{i'j} s_{i'j'}$ is 1 throughout just where the sign matrix has rank one, that is where every row is
-    the first one or its negative; a matrix with zeros is judged on its other entries' minors with none.
+    $s_{ij} s_{ij'} s_{i'j} s_{i'j'}$ is 1 throughout just where every row of signs is the first one or its negative.
+    Minors with a zero are left out.
 
     Source: Mao et al. 2024, arXiv 2306.10426, necessary condition for propagation invariance.
     """
@@ -165,7 +166,7 @@ def ibp_init_(model: nn.Module, generator: torch.Generator | None = None) -> nn.
 def _check_chain(weights: Sequence[Tensor]) -> None:
     if not weights:
         raise BadInput("a deep linear network has one weight matrix or more; none was given")
-    for k, (first, second) in enumerate(zip(weights, weights[1:], strict=False), 1):
+    for k, (first, second) in enumerate(pairwise(weights), 1):
         if second.shape[-1] != first.shape[-2]:
             raise BadInput(
                 f"weights follow each other: W_{k + 1} takes {second.shape[-1]} inputs, W_{k} has {first.shape[-2]} "

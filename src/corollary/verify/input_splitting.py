@@ -5,6 +5,7 @@ box shows that part safe, so the box is clipped before it is cut.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -24,7 +25,13 @@ COEFFICIENTS = 2**25
 
 
 def split_inputs(
-    network: Prepared, queries: Queries, margin: Margin, *, deadline: float, at_once: int | None = None
+    network: Prepared,
+    queries: Queries,
+    margin: Margin,
+    *,
+    deadline: float,
+    at_once: int | None = None,
+    confirm: Callable[[Tensor], bool] | None = None,
 ) -> Outcome:
     """Prove every open disjunct of `queries`, or find a point that is unsafe, by cutting boxes.
 
@@ -32,6 +39,7 @@ def split_inputs(
         margin: what a bound must exceed to count as proof.
         deadline: by `time.monotonic`.
         at_once: boxes bounded together; by the size of the network where None.
+        confirm: whether a point (1, *input) that is unsafe by the graph's arithmetic counts; others are passed over.
     """
     assert isinstance(queries.region, Box)
     at_once = at_once or _boxes_at_once(network, queries)
@@ -52,8 +60,8 @@ def split_inputs(
         if not len(batch):
             continue
         worst = float(batch.margins(lower).min())
-        batch, point = _clipped(network, batch, slopes, lower)
-        if point is not None:
+        batch, slopes, lower, point = _clipped(network, batch, slopes, lower)
+        if point is not None and (confirm is None or confirm(point)):
             return Outcome("found", point, domains, worst)
         if not len(batch):
             continue
@@ -103,15 +111,48 @@ def _bound(network: Prepared, batch: Queries, margin: Margin) -> tuple[Queries, 
     output = network.graph.outputs[0]
     bound = lower_bounds(network, output, batch.on(output), [batch.region], found.known)
     lower = margin.below(bound, batch.offsets)
-    still = batch.open & ~(batch.margins(lower) > 0)
-    left = still.any(1)
+    margins = batch.margins(lower)
     (slopes,) = bound.slopes.values()
     slopes = slopes.expand(len(batch), *slopes.shape[1:])
+    if batch.rows.shape[1] > batch.open.shape[1]:
+        margins = torch.maximum(margins, _mixed(batch, slopes, lower))
+    still = batch.open & ~(margins > 0)
+    left = still.any(1)
     batch = replace(batch, open=still)
     return batch[left], slopes[left], lower[left]
 
 
-def _clipped(network: Prepared, batch: Queries, slopes: Tensor, lower: Tensor) -> tuple[Queries, Tensor | None]:
+def _mixed(batch: Queries, slopes: Tensor, lower: Tensor) -> Tensor:
+    """Margins of the disjuncts from means of two of their rows, (boxes, disjuncts).
+
+    All rows of a disjunct are at most zero at an unsafe input, so every mean of them is; the best row of each disjunct
+    is mixed with each of the others, in nine shares.
+    """
+    box = batch.region
+    assert isinstance(box, Box)
+    disjuncts = batch.open.shape[1]
+    best = lower.new_full((len(batch), disjuncts), -torch.inf)
+    best = best.scatter_reduce(1, batch.disjunct, lower, "amax")
+    rows = torch.arange(lower.shape[1], device=lower.device).expand_as(lower)
+    is_best = lower >= best.gather(1, batch.disjunct)
+    leader = torch.zeros_like(best, dtype=torch.long)
+    leader = leader.scatter_reduce(1, batch.disjunct, torch.where(is_best, rows, 0), "amax").gather(1, batch.disjunct)
+    first, last = box.lower.flatten(1)[:, None, None], box.upper.flatten(1)[:, None, None]
+    # s . x + d, from its least value on the box
+    corner = torch.where(slopes > 0, first[:, :, 0], last[:, :, 0])
+    constant = lower - (slopes * corner).sum(2)
+    share = torch.linspace(0.1, 0.9, 9, dtype=lower.dtype, device=lower.device)[:, None]
+    other = slopes.gather(1, leader[..., None].expand_as(slopes))
+    mixed = share * slopes[:, :, None] + (1 - share) * other[:, :, None]
+    least = torch.minimum(mixed * first, mixed * last).sum(3)
+    least = least + share[:, 0] * constant[..., None] + (1 - share[:, 0]) * constant.gather(1, leader)[..., None]
+    found = lower.new_full((len(batch), disjuncts), -torch.inf)
+    return found.scatter_reduce(1, batch.disjunct, least.amax(2), "amax")
+
+
+def _clipped(
+    network: Prepared, batch: Queries, slopes: Tensor, lower: Tensor
+) -> tuple[Queries, Tensor, Tensor, Tensor | None]:
     """The boxes without the parts that the linear bounds show safe; or a point that is unsafe, if one was met.
 
     Where a row's bound is s . x + d, an unsafe x has s . x + d <= 0, so each coordinate moves from the corner of the
@@ -141,7 +182,7 @@ def _clipped(network: Prepared, batch: Queries, slopes: Tensor, lower: Tensor) -
         torch.where(kept[:, None], new_high, high[:, 0]).reshape(box.lower.shape),
     )
     clipped = replace(batch, region=new_box, open=batch.open & ~closed[..., 0])
-    return clipped, point
+    return clipped[kept], slopes[kept], lower[kept], point
 
 
 def _unsafe(network: Prepared, batch: Queries, corner: Tensor, lower: Tensor) -> Tensor | None:
@@ -162,9 +203,12 @@ def _halves(batch: Queries, slopes: Tensor, lower: Tensor) -> tuple[Queries, Ten
     box = batch.region
     assert isinstance(box, Box)
     width = (box.upper - box.lower).flatten(1)
-    active = batch.open.gather(1, batch.disjunct)
-    gain = slopes.abs().clamp(min=1e-3) * width[:, None] / 2 + lower.clamp(max=0)[..., None]
-    gain = torch.where(active[..., None], gain, -torch.inf).amax(1)
+    # the disjunct that is farthest from proof, by the row that is nearest to it
+    nearest = torch.where(batch.open, batch.margins(lower), torch.inf).argmin(1, keepdim=True)
+    row = torch.where(batch.disjunct == nearest, lower, -torch.inf).argmax(1)
+    gain = slopes[torch.arange(len(batch)), row].abs() * width
+    gain = gain + 1e-3 * gain.amax(1, keepdim=True) * width / width.amax(1, keepdim=True).clamp(min=1e-30)
+    gain = torch.where(gain.amax(1, keepdim=True) > 0, gain, width)
     axis = torch.where(width > 0, gain, -torch.inf).argmax(1, keepdim=True)
     low, high = box.lower.flatten(1), box.upper.flatten(1)
     middle = (low + (high - low) / 2).gather(1, axis)

@@ -143,11 +143,14 @@ class ResultsFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         content = path.read_bytes() if path.exists() else b""
         whole = content[: content.rfind(b"\n") + 1]  # an interrupt may have left half a line
-        if not whole and ",".join(self.names).encode().startswith(content):
+        header = ",".join(self.names).encode()
+        if not whole and header.startswith(content):
             path.write_bytes(b"")
             self._write(self.names)
             return
         try:
+            if whole.splitlines()[:1] != [header]:
+                raise ValueError("other columns")
             lines = list(csv.DictReader(io.StringIO(whole.decode())))
             rows = [
                 Row(**{**line, "seconds": float(line["seconds"]), "domains": int(line["domains"])}) for line in lines

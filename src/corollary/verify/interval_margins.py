@@ -106,10 +106,13 @@ class IntervalNetwork:
     """
 
     def __init__(self, model: nn.Module | Graph, example: Tensor | None = None):
-        if isinstance(model, nn.Module) and example is None:
-            raise BadInput("a module needs an example of its input to be captured with")
         self.module = model if isinstance(model, nn.Module) else None
-        self.graph: Graph = model if isinstance(model, Graph) else capture(model, example)
+        if isinstance(model, Graph):
+            self.graph = model
+        elif example is None:
+            raise BadInput("a module needs an example of its input to be captured with")
+        else:
+            self.graph = capture(model, example)
         if len(self.graph.outputs) != 1 or len(self.graph.inputs) != 1:
             raise BadInput(
                 f"interval margins are of networks with one input and one output; this one has "
@@ -199,9 +202,10 @@ def box_around(
     if not bool((reach >= 0).all()):
         raise BadInput(f"eps is the half width of a box and must be 0 or more, got {eps}")
     if data_range is not None and not bool(((x >= data_range[0]) & (x <= data_range[1])).all()):
+        ends = float(x.detach().min()), float(x.detach().max())
         raise BadInput(
-            f"inputs run from {float(x.min()):g} to {float(x.max()):g}, out of data_range={data_range}: give the range "
-            "that your inputs have, or data_range=None"
+            f"inputs run from {ends[0]:g} to {ends[1]:g}, out of data_range={data_range}: give the range that your "
+            "inputs have, or data_range=None"
         )
     reach = reach.reshape(-1, *(1,) * (x.ndim - 1))
     lower, upper = x - reach, x + reach

@@ -18,7 +18,7 @@ from torch import Tensor
 from corollary.graph import Node, backward
 from corollary.graph.ops import Add, Convolution, Input, Linear, MatMul, Max, MaxPool, Multiply
 from corollary.verify.known import Known
-from corollary.verify.layout import Rows, batch_axis, pack, sample_shape, sample_size, unpack
+from corollary.verify.layout import Rows, batch_axis, pack, sample_shape, sample_size, samples_first, unpack
 from corollary.verify.limit import check_time
 from corollary.verify.prepared import Prepared
 from corollary.verify.relaxations import Lines, largest_lines, product_lines
@@ -117,12 +117,13 @@ class _Pass:
         self.offset: Tensor | float = 0.0
         self.kept: dict[Node, Tensor] = {}
 
-    def run(self, start: Node, rows: Rows | Tensor) -> Bounded:
-        if isinstance(rows, Tensor):
-            start, rows = self._entries(start, rows)
-        ends = backward(self.network.graph, {start: rows}, self._pull, self._add)
-        lower = self.offset
-        size = abs(self.offset)
+    def run(self, start: Node, given: Rows | Tensor) -> Bounded:
+        rows: Rows | Windows
+        start, rows = self._entries(start, given) if isinstance(given, Tensor) else (start, given)
+        first: dict[Node, Rows | Windows] = {start: rows}
+        ends = backward(self.network.graph, first, self._pull, self._add)
+        lower: Tensor | float = 0.0
+        size: Tensor | float = 0.0
         for node, found in ends.items():
             assert isinstance(node.op, Input)
             region = self.regions[node.op.index]
@@ -133,6 +134,7 @@ class _Pass:
                 flat = self._flat(node, found)
                 low, reach = least(flat, region), greatest(flat, region)
             lower, size = lower + low, size + reach
+        lower, size = lower + self.offset, size + abs(self.offset)  # which constraints on the inputs move, too
         count = rows.count
         offset = torch.as_tensor(self.offset, dtype=self.network.dtype, device=self.network.device)
         lower = torch.as_tensor(lower, dtype=self.network.dtype, device=self.network.device)
@@ -153,7 +155,7 @@ class _Pass:
                 self.offset = bias[0][index // (size[1] * size[2])] * sign
             windows = first_windows(node, node.op, weight, index, sign)
             return node.inputs[0], windows if windows.worthwhile else windows.dense()
-        simple = isinstance(node.op, Linear) and len(node.shape) == 2 and node.inputs[0] in self.network.perturbed
+        simple = isinstance(node.op, Linear) and len(node.shape) == 2 and batch_axis(node) == (0, 1)
         if simple and node not in self.splits and node not in self.keep and self.network.moving(node) == (0,):
             values = self.network.operands(node, 1)
             weight = values[1]
@@ -171,8 +173,7 @@ class _Pass:
         return rows.unpacked(node).flatten(2)
 
     def _add(self, a: "Rows | Windows", b: "Rows | Windows") -> "Rows | Windows":
-        windows = isinstance(a, Windows) and isinstance(b, Windows) and a.values.shape == b.values.shape
-        if windows and torch.equal(a.origin, b.origin):
+        if isinstance(a, Windows) and isinstance(b, Windows) and a.same_place(b):
             return a.with_values(a.values + b.values)
         a, b = _dense(a), _dense(b)
         if a.batch != b.batch:  # rows shared by the samples lie along the first axis
@@ -198,9 +199,9 @@ class _Pass:
         check_time()
         if isinstance(rows, Windows):
             if node not in self.splits and node not in self.keep:
-                flows = self._pull_windows(node, rows)
-                if flows is not None:
-                    return flows
+                found = self._pull_windows(node, rows)
+                if found is not None:
+                    return found
             rows = rows.dense()
         rows = self._constrained(node, rows)
         if node in self.keep:
@@ -223,8 +224,8 @@ class _Pass:
         operands = self.network.operands(node, total)
         for i, flow in zip(moving, transposed(node, moving, operands, rows.values, total), strict=True):
             source = node.inputs[i]
-            found = Rows(flow, rows.batch, rows.count)
-            flows[i] = found.widened(source, self.batch) if batch_axis(source)[0] else found  # `_add` needs it
+            moved = Rows(flow, rows.batch, rows.count)
+            flows[i] = moved if samples_first(source) else moved.widened(source, self.batch)  # `_add` needs it
         return flows
 
     def _pull_windows(self, node: Node, rows: Windows) -> "list[Rows | Windows | None] | None":
@@ -363,6 +364,7 @@ class _Pass:
     def _through_maximum(self, node: Node, rows: Rows) -> Rows:
         (source,) = node.inputs
         lower, upper = self.known.range(source)
+        assert isinstance(node.op, Max | MaxPool)
         lines = largest_lines(node.op, lower[:, 0], upper[:, 0])
         flat = self._flat(node, rows.widened(node, self.batch))
         positive, negative = flat.clamp(min=0), flat.clamp(max=0)

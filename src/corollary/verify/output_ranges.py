@@ -60,9 +60,7 @@ def output_ranges(
     if rows is None:
         outputs = network.sizes[network.graph.outputs[0]]
         rows = torch.eye(outputs, dtype=torch.float64).expand(len(region), -1, -1)
-    ends = [
-        _program(network, region[i : i + 1]).ranges(rows[i].double().cpu(), timeout) for i in range(len(region))
-    ]
+    ends = [_program(network, region[i : i + 1]).ranges(rows[i].double().cpu(), timeout) for i in range(len(region))]
     found = torch.stack(ends).to(region.lower.device)
     return found[..., 0], found[..., 1]
 
@@ -103,23 +101,24 @@ class _Program:
         if seconds <= 0:
             return np.nan
         inputs = len(slopes) - units
+        lower: Any = np.repeat([-1.0, 0.0], [inputs, 2 * units])
+        upper: Any = np.concatenate([np.ones(inputs), self.upper.numpy(), np.ones(units)])
         answer = milp(
             np.concatenate([slopes, np.zeros(units)]),
             constraints=self._constraints(inputs, units),
-            bounds=Bounds(
-                np.repeat([-1.0, 0.0], [inputs, 2 * units]),
-                np.concatenate([np.ones(inputs), self.upper.numpy(), np.ones(units)]),
-            ),
+            bounds=Bounds(lower, upper),
             integrality=np.repeat([0, 1], [inputs + units, units]),
             options={"time_limit": seconds, "mip_rel_gap": 1e-7},
         )
         return float(answer.fun) if answer.status == OPTIMAL else np.nan
 
     def _constraints(self, inputs: int, units: int) -> list[LinearConstraint]:
-        argument, offset = self.open[1:].T.numpy(), self.open[0].numpy()
+        argument = self.open[1:].T.numpy()
+        offset: Any = self.open[0].numpy()
         own, none = np.eye(units), np.zeros((units, units))
         value = np.hstack([np.zeros((units, inputs)), own])
-        low, high = self.lower.numpy(), self.upper.numpy()
+        low: Any = self.lower.numpy()
+        high = self.upper.numpy()
         return [
             LinearConstraint(np.hstack([value - argument, none]), offset, np.inf),
             LinearConstraint(np.hstack([value - argument, -low[:, None] * own]), -np.inf, offset - low),
@@ -144,10 +143,10 @@ def _program(network: Prepared, region: Box) -> _Program:
     output = network.graph.outputs[0]
     empty = torch.zeros(0, dtype=torch.float64)
     return _Program(
-        _coefficients(unpack(output, values[output], size, 1).flatten(1)),
-        torch.cat(walk.arguments, 1) if count else torch.zeros(size, 0, dtype=torch.float64),
-        torch.cat(walk.lower) if count else empty,
-        torch.cat(walk.upper) if count else empty,
+        _coefficients(unpack(output, values[output], size, 1).flatten(1)).cpu(),
+        torch.cat(walk.arguments, 1).cpu() if count else torch.zeros(size, 0, dtype=torch.float64),
+        torch.cat(walk.lower).cpu() if count else empty,
+        torch.cat(walk.upper).cpu() if count else empty,
         scale,
     )
 

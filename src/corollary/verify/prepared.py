@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from corollary.base.errors import NoRule
+from corollary.base.errors import BadInput, NoRule
 from corollary.base.network import Inputs
 from corollary.graph import Graph, Node, capture, forward
 from corollary.graph.ops import (
@@ -25,7 +25,7 @@ from corollary.graph.ops import (
     Stored,
     Subtract,
 )
-from corollary.verify.layout import batch_axis, sample_size, unpack
+from corollary.verify.layout import pack, sample_size, unpack
 from corollary.verify.primitives import primitives
 from corollary.verify.relaxations import Relaxation, relaxation
 from corollary.verify.transpose import size_at
@@ -147,8 +147,10 @@ class Prepared:
         """The value of a constant node for so many samples."""
         value = self.constants[node]
         if any(not isinstance(size, int) for size in node.shape):
-            batch_axis(node)
-            return value.expand(size_at(node, batch)) if value.shape != size_at(node, batch) else value
+            if value.shape == size_at(node, batch):
+                return value
+            one = unpack(node, value, 1, 1)
+            return pack(node, one.expand(batch, *one.shape[1:]))
         return value
 
     def operands(self, node: Node, batch: int) -> list[Tensor | None]:
@@ -177,7 +179,12 @@ def prepare(model: nn.Module | Graph, example: Inputs | None = None, *, dtype: t
     Args: `dtype`: the network's own where None.
     Raises: CannotCapture, NoRule.
     """
-    graph = model if isinstance(model, Graph) else capture(model, example, dtype=dtype)
+    if isinstance(model, Graph):
+        graph = model
+    elif example is None:
+        raise BadInput("a module needs an example of its input to be captured with")
+    else:
+        graph = capture(model, example, dtype=dtype)
     simple, ranges = primitives(graph)
     first = graph.inputs[0]
     dtype = dtype or first.dtype

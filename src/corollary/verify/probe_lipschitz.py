@@ -1,4 +1,4 @@
-"""The probe "lipschitz": how steep the network can be anywhere, and how far that keeps each sample from another class."""
+"""The probe "lipschitz": how steep a network can be anywhere, and how far that keeps samples from another class."""
 
 import math
 from collections.abc import Mapping
@@ -12,12 +12,11 @@ from corollary.evidence import PALETTE, Coverage, Figure, Finding, Measurement, 
 from corollary.verify.lipschitz.bound import FAZLYAB, PAULI, LipschitzBound, lipschitz_bound
 from corollary.verify.lipschitz.lower import lipschitz_lower
 from corollary.verify.lipschitz.reading import system_of
-from corollary.verify.lipschitz.system import System
 
 WIDEST, WIDEST_INPUT = 300, 1024
 """Entries of all nonlinearities together, and of the input, up to which the semidefinite program is solved."""
 MOST_SAMPLES, FEWEST_SAMPLES, WORK = 20_000, 256, 4e7
-"""Inputs at which slopes are taken: fewer for larger networks, so that samples times outputs times entries stay below."""
+"""Inputs at which slopes are taken: fewer where samples times outputs times entries would exceed the last number."""
 IMAGES = 1000
 
 
@@ -35,10 +34,10 @@ def lipschitz(subject: Subject) -> Finding:
     product = lipschitz_bound(system, method="product")
     small = system.hidden <= WIDEST and system.inputs <= WIDEST_INPUT
     bound = lipschitz_bound(system) if small else product
-    notes = () if small else (
-        f"An input of {system.inputs:,} and nonlinearities of {system.hidden:,} entries are too many for a semidefinite "
-        f"program in a report's time (at most {WIDEST_INPUT:,} and {WIDEST}): the bound is the product of norms.",
-    )  # fmt: skip
+    too_large = (
+        f"An input of {system.inputs:,} and nonlinearities of {system.hidden:,} entries are too many for a "
+        f"semidefinite program in a report (at most {WIDEST_INPUT:,} and {WIDEST}): the bound is the product of norms."
+    )
     work = len(system.output) * (system.hidden + system.inputs + 1)
     samples = max(FEWEST_SAMPLES, min(MOST_SAMPLES, int(WORK / work)))
     shape = [size for size in subject.graph.inputs[0].shape[1:] if isinstance(size, int)]
@@ -54,7 +53,7 @@ def lipschitz(subject: Subject) -> Finding:
         radii, right = _radii(subject, bound.value)
         measurements.append(_of_radii(radii, subject))
         figures = (_figure(radii, right, bound),)
-    return Finding(tuple(measurements), figures, notes)
+    return Finding(tuple(measurements), figures, () if small else (too_large,))
 
 
 def _of_constant(bound: LipschitzBound, product: LipschitzBound, found: float, samples: int) -> list[Measurement]:
@@ -65,7 +64,8 @@ def _of_constant(bound: LipschitzBound, product: LipschitzBound, found: float, s
         Measurement(
             "Lipschitz bound",
             bound.value,
-            f"No change of the input, anywhere, changes the output by more than this many times its length; proved {proof}.",
+            "No change of the input, anywhere, changes the output by more than this many times its length; proved "
+            f"{proof}.",
             headline=True,
         ),
         Measurement(
@@ -90,8 +90,8 @@ def _of_constant(bound: LipschitzBound, product: LipschitzBound, found: float, s
             Measurement(
                 "certificate margin",
                 bound.lmi_min_eig,
-                "Smallest eigenvalue of the matrix whose positivity proves the bound; rounding can have changed it by at "
-                f"most {bound.certificate.roundoff:.1e}.",
+                "Smallest eigenvalue of the matrix whose positivity proves the bound; rounding can have changed it by "
+                f"at most {bound.certificate.roundoff:.1e}.",
             )
         )
     return measurements

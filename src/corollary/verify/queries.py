@@ -50,7 +50,7 @@ class Queries:
     def __len__(self) -> int:
         return len(self.region)
 
-    def __getitem__(self, samples: Tensor) -> "Queries":
+    def __getitem__(self, samples: Tensor | slice) -> "Queries":
         return Queries(
             self.region[samples], self.rows[samples], self.offsets[samples], self.disjunct[samples], self.open[samples]
         )

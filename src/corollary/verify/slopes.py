@@ -50,14 +50,14 @@ def optimised(
     iterations: int = 20,
     learning_rate: float = 0.25,
     decay: float = 0.98,
-    goal: float = torch.inf,
+    goal: Tensor | float = torch.inf,
     deadline: float | None = None,
 ) -> Optimised:
     """Lower bounds of `rows`, all parameters optimised: those of the passes that bound inner nodes, too.
 
     Args:
         found: bounds by default parameters; where they came from no backward pass, they stay.
-        goal: stop once every bound is above it.
+        goal: stop once every bound is above it; a number, or one for each row. Bounds above it are not raised further.
         deadline: by `time.monotonic`; the best so far is returned then.
     """
     batch = len(regions[0])
@@ -68,12 +68,10 @@ def optimised(
     starts[None] = {}
     best = lower_bounds(network, start, rows, regions, found.known, collect=starts[None]).lower.detach()
     for key, free in starts.items():
-        starts[key] = {node: tuple(map(_leaf, pair)) for node, pair in free.items()}  # type: ignore[misc]
+        starts[key] = {node: (_leaf(low), _leaf(high)) for node, (low, high) in free.items()}
     leaves = [part for free in starts.values() for pair in free.values() for part in pair if part is not None]
     best_bounds = dict(found.known.bounds)
-    best_free = {
-        node: tuple(None if p is None else p.detach().clone() for p in pair) for node, pair in starts[None].items()
-    }
+    best_free = {node: (_copy(low), _copy(high)) for node, (low, high) in starts[None].items()}
     if not leaves or iterations == 0 or bool((best > goal).all()):
         return Optimised(best, best_bounds, best_free)
     adam = torch.optim.Adam(leaves, lr=learning_rate, foreach=True)
@@ -83,17 +81,15 @@ def optimised(
         with torch.enable_grad():
             known = resweep(network, regions, found, inner)
             lower = lower_bounds(network, start, rows, regions, known, free=starts[None]).lower
-            loss = -lower.clamp(max=goal if goal < torch.inf else None).sum() if goal < torch.inf else -lower.sum()
+            loss = -torch.minimum(lower, torch.as_tensor(goal, dtype=lower.dtype, device=lower.device)).sum()
         with torch.no_grad():
             better = lower > best
             best = torch.where(better, lower, best)
             for node, value in known.bounds.items():
                 best_bounds[node] = met(best_bounds[node], Interval(value.lower.detach(), value.upper.detach()))
             for node, pair in starts[None].items():
-                best_free[node] = tuple(
-                    None if part is None else torch.where(better[..., None], part, old)
-                    for part, old in zip(pair, best_free[node], strict=True)
-                )
+                low, high = (_chosen(better, new, old) for new, old in zip(pair, best_free[node], strict=True))
+                best_free[node] = low, high
         if bool((best > goal).all()) or (deadline is not None and time.monotonic() > deadline):
             break
         if step + 1 < iterations:
@@ -112,3 +108,16 @@ def optimised(
 
 def _leaf(part: Tensor | None) -> Tensor | None:
     return None if part is None else part.detach().clone().requires_grad_()
+
+
+def _copy(part: Tensor | None) -> Tensor | None:
+    return None if part is None else part.detach().clone()
+
+
+def _chosen(better: Tensor, new: Tensor | None, old: Tensor | None) -> Tensor | None:
+    """The parameters of the rows that got better, (batch, count); those that rows share, where all of them did."""
+    if new is None or old is None:
+        return old
+    if new.shape[1] != better.shape[1]:
+        better = better.all(1, keepdim=True)
+    return torch.where(better[..., None], new.detach(), old)

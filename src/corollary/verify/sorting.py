@@ -52,8 +52,8 @@ class MaxMin(GroupSort):
 class Householder(nn.Module):
     r"""Reflects each group z of consecutive channels into the half space $v^\top z \ge 0$; (batch, channel, *position).
 
-    $\phi(z) = z$ where $v^\top z > 0$, and $(I - 2 v v^\top) z$ elsewhere, with v of length 1. The direction is learnt; it
-    is normalised in each pass, so that a step of training cannot change the Lipschitz constant, 1. In pairs with
+    $\phi(z) = z$ where $v^\top z > 0$, and $(I - 2 v v^\top) z$ elsewhere, with v of length 1. The direction is learnt;
+    it is normalised in each pass, so that a step of training cannot change the Lipschitz constant, 1. In pairs with
     v = (1, -1) / sqrt(2) it is MaxMin, which is where training starts if only the channels are given.
 
     Args:

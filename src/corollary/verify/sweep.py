@@ -184,7 +184,8 @@ def within(value: Interval, ends: tuple[float, float] | None) -> Interval:
 
 def met(a: Interval, b: Interval) -> Interval:
     """The intersection of two intervals that both hold."""
-    return Interval(torch.maximum(a.lower, b.lower), torch.minimum(a.upper, b.upper))
+    low, high = torch.maximum(a.lower, b.lower), torch.minimum(a.upper, b.upper)
+    return Interval(torch.minimum(low, high), torch.maximum(low, high))  # they cross by a rounding error only
 
 
 def check(network: Prepared, regions: Sequence[Region]) -> None:

@@ -4,7 +4,8 @@ For inputs in a box of radii $\\epsilon$ around x, the network is near x the lin
 $W_L D_{L-1} W_{L-1} \\cdots D_1 W_1$, with masks D of the units that are active at x. As the box shrinks, the tightness
 tends to the local one,
 
-$$\\tau(x) = \\frac{|C W_L D_{L-1} \\cdots D_1 W_1|\\,\\epsilon}{|C W_L| D_{L-1} |W_{L-1}| \\cdots D_1 |W_1|\\,\\epsilon},$$
+$$\\tau(x) = \\frac{|C W_L D_{L-1} W_{L-1} \\cdots D_1 W_1|\\,\\epsilon}
+{|C W_L| D_{L-1} |W_{L-1}| \\cdots D_1 |W_1|\\,\\epsilon},$$
 
 C the rows of the margins. Its numerator takes a backward pass for each row, its denominator one forward pass; no matrix
 is formed. Convolutions, batch normalisation and pools are linear maps like any other; a maximum passes its largest
@@ -282,7 +283,7 @@ def _slope_times_radius(op: Op, points: list[Tensor], values: tuple[Any, ...], m
         return op(*operands)
 
     at = tuple(points[i].detach() for i in moving)
-    _, change = torch.func.jvp(function, at, tuple(values[i].radius for i in moving))
+    change: Any = torch.func.jvp(function, at, tuple(values[i].radius for i in moving))[1]
     return change.abs()
 
 

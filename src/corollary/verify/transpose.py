@@ -1,6 +1,7 @@
 """Affine ops transposed: what a linear function of an op's output is as a function of its inputs."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from corollary.graph.ops import (
     Subtract,
 )
 
-_CONVOLUTION_GRADIENTS = (
+_CONVOLUTION_GRADIENTS: tuple[Any, ...] = (
     convolution_gradients.conv1d_input,
     convolution_gradients.conv2d_input,
     convolution_gradients.conv3d_input,
@@ -85,7 +86,8 @@ def _written(
 def _convolution_transposed(op: Convolution, weight: Tensor, rows: Tensor, size: tuple[int, ...]) -> Tensor:
     """Columns by one product of matrices, added up where windows overlap: faster than the library's on few channels."""
     columns = weight.flatten(1).T @ rows.flatten(2)
-    return F.fold(columns, list(size), tuple(weight.shape[2:]), op.dilation, op.padding, op.stride)
+    fold: Any = F.fold
+    return fold(columns, tuple(size), tuple(weight.shape[2:]), op.dilation, op.padding, op.stride)
 
 
 def _by_derivative(

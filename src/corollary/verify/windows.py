@@ -66,6 +66,10 @@ class Windows:
         """Other values in the same windows."""
         return Windows(values, self.origin, self.size, self.batch, self.count)
 
+    def same_place(self, other: "Windows") -> bool:
+        """Whether the windows of both lie at the same places."""
+        return self.values.shape == other.values.shape and torch.equal(self.origin, other.origin)
+
     def widened(self, batch: int) -> "Windows":
         """The same functions written out for each sample."""
         if self.batch == batch:

@@ -17,6 +17,9 @@ Answer = TypeVar("Answer")
 STARTING = 300.0
 """Seconds that a process may take to import what it needs; on a busy machine torch alone takes many."""
 
+ENDING = 10.0
+"""Seconds that a process which has let go may take to say why and to end, before it is killed."""
+
 
 @final
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class _Worker:
         try:
             answer = self.connection.recv()
         except (EOFError, OSError):
+            self.process.join(ENDING)
             self.kill()
             if self.index is None:
                 raise CorollaryError(

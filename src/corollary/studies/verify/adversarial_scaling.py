@@ -97,7 +97,8 @@ class AdversarialScaling(Study):
 
     def run(self, parts: Parts = in_memory) -> Data:
         """Train and attack the four models, draw independent logits, train for low entropy, search architectures."""
-        models = {name: parts(name, lambda name=name: self._model(name)) for name in MODELS}
+        on = self._images().name  # in the parts' names: an interrupted run may go on with other data at hand
+        models = {name: parts(f"{name} on {on}", lambda name=name: self._model(name)) for name in MODELS}
         return {
             "curves": _stacked(models, ("attack", "eps", "error")),
             "laws": _stacked(models, ("law_attack", "exponent", "low", "high", "r2", "amplitude", "points")),
@@ -113,7 +114,7 @@ class AdversarialScaling(Study):
             "independent": parts("independent logits", self._independent),
             "linear": _prefixed(models["linear"], "exact_"),
             "response": _prefixed(models["trained"], "response_"),
-            "entropy": parts("entropy", self._entropy),
+            "entropy": parts(f"entropy on {on}", self._entropy),
             "search": parts("search", self._search),
         }
 

@@ -74,6 +74,7 @@ def _draw_initialisation(axes: Any, data: Mapping[str, Any]) -> None:
     axes.plot(data["hidden"], data["ratio_of_means"], "o", color=PALETTE[0], label="drawn")
     axes.set(xscale="log", yscale="log", xlabel="width d of the hidden layer", ylabel="tightness")
     axes.set_xticks(data["hidden"], [str(width) for width in data["hidden"]])
+    axes.set_yticks([0.05, 0.1, 0.2], ["0.05", "0.1", "0.2"])
     axes.minorticks_off()
     axes.legend()
 

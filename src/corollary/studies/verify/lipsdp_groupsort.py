@@ -1,5 +1,6 @@
-"""The study `lipsdp-groupsort`: Lipschitz bounds by semidefinite programs for activations that sort or reflect groups."""
+"""The study `lipsdp-groupsort`: Lipschitz bounds by semidefinite programs for activations that sort or reflect."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -90,8 +91,9 @@ class LipsdpGroupsort(Study):
                 "lipschitz-by-depth",
                 "Lipschitz bounds of MaxMin networks on digits",
                 "Each mark is a network: the largest slope found by sampling (the true constant lies above it) and "
-                "certified upper bounds, by number of hidden layers. What the activation keeps, put in exactly (eliminate), "
-                "stays nearest to what is found; with two ReLUs for each pair nothing is gained on the product of norms.",
+                "certified upper bounds, by number of hidden layers. What the activation keeps, put in exactly "
+                "(eliminate), stays nearest to what is found; with two ReLUs for each pair nothing is gained on the "
+                "product of norms.",
                 {name: np.asarray(data["trained"][name]) for name in ("hidden", "sample", *METHODS)},
                 _draw_depth,
             ),
@@ -124,6 +126,9 @@ class LipsdpGroupsort(Study):
     def _train(self, sizes: Sequence[int], count: int) -> dict[str, Any]:
         """Weights of MaxMin classifiers of digits, [seed, ...] by parameter, and their test accuracies."""
         data = digits()
+        assert data.test is not None
+        assert data.train.y is not None
+        assert data.test.y is not None
         trained = population(
             lambda: _network(sizes),
             (data.train.x, data.train.y),
@@ -134,7 +139,6 @@ class LipsdpGroupsort(Study):
             batch_size=BATCH,
             epochs=self.pick(smoke=2, desk=30, paper=30),
         )
-        assert data.test is not None
         scores = trained.evaluate((data.test.x, data.test.y))
         weights = {name: value.detach().numpy() for name, value in trained.params.items()}
         return {**weights, "accuracy": scores["accuracy"].numpy()}
@@ -223,11 +227,11 @@ class LipsdpGroupsort(Study):
         largest = {depth: float(share[hidden == depth].max()) for depth in np.unique(hidden).tolist()}
         return self.claim(
             "L2",
-            "On MaxMin networks the new bound lies between the largest slope found and the encoding with two ReLUs, and "
-            "far below the product of norms in depth.",
+            "On MaxMin networks the new bound lies between the largest slope found and the encoding with two ReLUs, "
+            "and far below the product of norms in depth.",
             kind="threshold",
-            criterion="sample <= eliminate (1e-5 relative) and eliminate < residual-relu in every net; eliminate/product "
-            "<= 0.95 for 2 hidden layers, <= 0.9 for 4",
+            criterion="sample <= eliminate (1e-5 relative) and eliminate < residual-relu in every net; "
+            "eliminate/product <= 0.95 for 2 hidden layers, <= 0.9 for 4",
             measured=f"sample <= eliminate in {'all' if sound else 'not all'}, eliminate < residual-relu in "
             f"{'all' if tighter else 'not all'} of {len(share)} nets; largest eliminate/product "
             + ", ".join(f"{value:.3f} for {depth} hidden" for depth, value in largest.items())
@@ -247,8 +251,8 @@ class LipsdpGroupsort(Study):
         apart, ratio = np.abs(free / ours - 1), chain / ours
         return self.claim(
             "L3",
-            "On random weights the multipliers of what is kept matter: without them (chain) the bound is worse. The paper "
-            "saw no loss in its tests.",
+            "On random weights the multipliers of what is kept matter: without them (chain) the bound is worse. The "
+            "paper saw no loss in its tests.",
             kind="threshold",
             criterion="Gaussian nets: eliminate and group agree to 1e-3 relative; mean chain/eliminate >= 1.08",
             measured=f"largest difference {float(apart.max()):.1e}; mean chain/eliminate {float(ratio.mean()):.3f} "
@@ -265,7 +269,8 @@ class LipsdpGroupsort(Study):
             "L4",
             "For one hidden layer the bound is (nearly) the Lipschitz constant.",
             kind="threshold",
-            criterion="Gaussian nets (10, 16, 5): eliminate / largest of 256 patterns in [1 - 1e-6, 1.05] on every seed",
+            criterion="Gaussian nets (10, 16, 5): eliminate / largest of 256 patterns in [1 - 1e-6, 1.05] on every "
+            "seed",
             measured=", ".join(f"{value:.4f}" for value in ratio),
             holds=bool(((ratio >= 1 - 1e-6) & (ratio <= 1.05)).all()),
             controls=tuple(
@@ -281,8 +286,8 @@ class LipsdpGroupsort(Study):
             "L5",
             "The l-infinity bound of one output holds, and is below the product of norms.",
             kind="exact",
-            criterion="nets of L2, output 8: |f(x) - f(y)| <= value ||x - y|| in the largest entry for 1e5 pairs and for "
-            "pairs found by projected gradient ascent; value < product",
+            criterion="nets of L2, output 8: |f(x) - f(y)| <= value ||x - y|| in the largest entry for 1e5 pairs and "
+            "for pairs found by projected gradient ascent; value < product",
             measured=f"largest slope found {float((found / table['linf']).max()):.3f} of the bound, in "
             f"{int((found > table['linf']).sum())} of {len(found)} nets above it; value/product "
             f"{float(share.min()):.2g} to {float(share.max()):.2g}",
@@ -297,7 +302,7 @@ def _name(sizes: Sequence[int]) -> str:
 def _network(sizes: Sequence[int]) -> nn.Sequential:
     """Linear layers with MaxMin between them."""
     layers: list[nn.Module] = []
-    for width, after in zip(sizes, sizes[1:], strict=False):
+    for width, after in itertools.pairwise(sizes):
         layers += [nn.Linear(width, after), MaxMin()]
     return nn.Sequential(*layers[:-1])
 
@@ -321,7 +326,9 @@ def _draw_depth(axes: Any, data: Mapping[str, Any]) -> None:
         marker = "x" if name == "sample" else "o"
         axes.plot(hidden + 0.08 * (i - 2), data[name], marker, color=colour, label=LABELS[name], alpha=0.85)
     axes.set(yscale="log", xlabel="hidden layers", ylabel="l2 Lipschitz constant", xticks=np.unique(hidden))
-    ticks = [value for value in (10, 20, 50, 100, 200, 500, 1000, 10000) if value >= min(data["sample"]) / 2]
+    low, high = min(data["sample"]) / 1.3, 1.3 * max(np.max(data[name]) for name in METHODS)
+    ticks = [step * 10**power for power in range(1, 6) for step in (1, 2, 5) if low <= step * 10**power <= high]
+    axes.set_ylim(low, high)
     axes.minorticks_off()
     axes.set_yticks(ticks, [str(value) for value in ticks])
     axes.legend(loc="upper left")

@@ -26,8 +26,15 @@ from corollary.verify.lipschitz.system import System
 Solver: TypeAlias = Literal["structured", "clarabel", "scs"]
 PAULI = Source(
     "pauli2024",
-    ("Patricia Pauli", "Aaron Havens", "Alexandre Araujo", "Siddharth Garg", "Farshad Khorrami", "Frank Allgöwer")
-    + ("Bin Hu",),
+    (
+        "Patricia Pauli",
+        "Aaron Havens",
+        "Alexandre Araujo",
+        "Siddharth Garg",
+        "Farshad Khorrami",
+        "Frank Allgöwer",
+        "Bin Hu",
+    ),
     "Novel Quadratic Constraints for Extending LipSDP beyond Slope-Restricted Activations",
     2024,
     arxiv="2401.14033",
@@ -108,7 +115,8 @@ def lipschitz_bound(
         example: an input batch, where the input's shape is not that of the first linear layer.
         tolerance: relative gap to the optimum at which our solver ends.
         options: passed on to cvxpy's solver.
-    Returns: the bound, with a certificate that was checked in float64 with room for rounding.
+    Returns: the bound, with a certificate that was checked in float64 with room for rounding. It is for the linear maps
+        between nonlinearities as float64 has them: where several affine layers follow one another, their product.
     Raises: UnsupportedLayer (a TypeError), naming a layer that no bound passes. BadInput, for l-infinity without an
         output. NotWellPosed, for an implicit layer that is not proved to have one solution.
     Source: Pauli et al. 2024, arXiv 2401.14033, theorems 1 to 3; Fazlyab et al. 2019, arXiv 1906.04893.
@@ -132,7 +140,7 @@ def lipschitz_bound(
     narrow = problem if narrowed is system else program(narrowed, method, norm)
     safe = strictly_feasible(narrow)
     y, status, gap = _solve(narrow, safe, solver, tolerance, options)
-    proof = certify(problem, y, safe)
+    proof = certify(problem, y, safe, inside=solver == "structured")
     return LipschitzBound(proof.value, norm, method, solver, status, time.perf_counter() - start, gap, proof)
 
 

@@ -11,7 +11,7 @@ from corollary.verify.lipschitz.program import ROUNDING, Program
 
 LIFTS = (1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 """Relative additions to the bound that are tried until the check has room for rounding."""
-MIXES = (1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+MIXES = (0.0, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Shares of a point that is safely feasible, mixed into one that a solver returned."""
 
 
@@ -52,26 +52,26 @@ class Certificate:
 
 
 def certify(
-    program: Program, y: Float[Tensor, "variable"], safe: Float[Tensor, "variable"] | None = None
+    program: Program, y: Float[Tensor, "variable"], safe: Float[Tensor, "variable"], *, inside: bool = False
 ) -> Certificate:
     """The best certificate near a point y that a solver returned, feasible or nearly so.
 
     The leading variable is replaced by the least that the others allow: the largest eigenvalue of A + B D^-1 B' for
     M = [[y_0 I - A, -B], [-B', D]]. Where D is not positive definite, or barely so, a little of a point where it is
     helps: shares of `safe` are mixed in, and the best of the mixtures is taken.
+
+    Args: `inside`: y is strictly feasible; mixtures are tried only if rounding is too large for it.
     Raises: NotCertified, if no point passes the check.
     """
     y = torch.where(program.either_sign, y, y.clamp(min=0))
-    candidates = [(lead, y)] if (lead := least_leading(program, y)) is not None else []
-    for share in MIXES if safe is not None else ():
-        mixed = (1 - share) * y + share * safe
-        if (lead := least_leading(program, mixed)) is not None:
-            candidates.append((lead, mixed))
-    for lead, point in sorted(candidates, key=lambda pair: pair[0]):
-        for lift in LIFTS:
-            lifted = torch.cat([point.new_tensor([lead * (1 + lift)]), point[1:]])
-            if (found := _check(program, lifted)) is not None:
-                return Certificate(program, lifted, *found)
+    for shares in ((0.0,), MIXES) if inside else (MIXES,):
+        mixtures = [(1 - share) * y + share * safe for share in shares]
+        leads = [(lead, point) for point in mixtures if (lead := least_leading(program, point)) is not None]
+        for lead, point in sorted(leads, key=lambda pair: pair[0]):
+            for lift in LIFTS:
+                lifted = torch.cat([point.new_tensor([lead * (1 + lift)]), point[1:]])
+                if (found := _check(program, lifted)) is not None:
+                    return Certificate(program, lifted, *found)
     raise NotCertified(
         f"no certificate was found for a program of {program.coordinates} coordinates: rounding is too large for its "
         "multipliers. Use method='product'."

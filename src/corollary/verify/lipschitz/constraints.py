@@ -26,7 +26,7 @@ MOST_ORDERS = 5040
 
 @dataclass(frozen=True, eq=False)
 class Encoding:
-    r"""$w = C z + V s$, and $q_j = \sum_{a \in j} \omega_a (\alpha_a^\top z + \beta_a^\top s)^2 \ge 0$, by multiplier j.
+    r"""$w = C z + V s$, and $q_j = \sum_{a \in j} \omega_a (\alpha_a^\top z + \beta_a^\top s)^2 \ge 0$ for each j.
 
     Args:
         center: C, (output, input). push: V, (output, free).
@@ -161,10 +161,10 @@ class Groups(Nonlinearity):
         return spread
 
     def _with_equalities(self, keep: Float[Tensor, "kept entry"]) -> Encoding:
-        r"""s = w; $\|z\|^2 - \|w\|^2$, and, being zero, $2 w^\top J (z - w)$ and $2 z^\top J (w - z)$ with J = `keep' keep`.
+        r"""s = w; $\|z\|^2 - \|w\|^2$, and, being zero, $2 w^\top J (z - w)$ and $2 z^\top J (w - z)$.
 
-        Products are written as differences of squares. The third free multiplier of the lemma, of $z^\top J z - w^\top J w$,
-        is half the difference of the other two and adds nothing.
+        J projects on what is kept. Products are written as differences of squares. The lemma's third free multiplier,
+        of $z^\top J z - w^\top J w$, is half the difference of the other two and adds nothing.
         """
         groups, (kept, n) = len(self.index), keep.shape
         one, none, nothing = torch.eye(n, dtype=keep.dtype), torch.zeros(n, n, dtype=keep.dtype), torch.zeros_like(keep)

@@ -16,8 +16,8 @@ class Equilibrium(nn.Module):
 
     It is found by $w \leftarrow (1 - a) w + a\, \phi(W w + U x + b)$, which converges where W is small. Whether the
     equation has exactly one solution for every x is answered by `lipschitz_bound`, not by the iteration. With
-    w = C z + V s and multipliers that make the unit's own block of the matrix inequality positive definite, the map from
-    s to the gauge P z that it causes has norm below 1 where group j is measured by $\sqrt{\lambda_j}$, and the
+    w = C z + V s and multipliers that make the unit's own block of the matrix inequality positive definite, the map
+    from s to the gauge P z that it causes has norm below 1 where group j is measured by $\sqrt{\lambda_j}$, and the
     activation gives s from P z with Lipschitz constant 1: the loop is a contraction, with one fixed point.
 
     Args:
@@ -30,9 +30,9 @@ class Equilibrium(nn.Module):
 
     def __init__(
         self,
-        state: Float[Tensor, "state state"],
-        input: Float[Tensor, "state input"],
-        bias: Float[Tensor, "state"],
+        state: Tensor,
+        input: Tensor,
+        bias: Tensor,
         activation: nn.Module,
         *,
         damping: float = 0.5,

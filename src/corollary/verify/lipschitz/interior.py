@@ -2,11 +2,10 @@ r"""A semidefinite program with thin atoms, by a primal-dual interior-point meth
 
 The cost of a step is the matrix $B_{jk} = \operatorname{tr}(M_j X M_k Z^{-1})$ for Z = M(y) and its multiplier X. With
 $M_j = \sum_a \omega_a u_a u_a^\top$ it is a sum of entries of $(U^\top X U) \circ (U^\top Z^{-1} U)$: a few products of
-matrices of the size of Z, where a solver that takes the $M_j$ for dense works on vectors of size squared. Every iterate y
-is strictly feasible, so that it is a certificate already.
+matrices of the size of Z, where a solver that takes the $M_j$ for dense works on vectors of size squared. Every iterate
+y is strictly feasible, so that it is a certificate already.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -43,6 +42,7 @@ def minimise(
     start: Float[Tensor, "variable"],
     *,
     tolerance: float = 1e-6,
+    absolute: float = 0.0,
     enough: Callable[[Tensor], bool] = lambda y: False,
 ) -> Solution:
     r"""Minimise $b^\top y$ over y with M(y) positive semidefinite and y >= 0 where it may not be negative.
@@ -52,7 +52,7 @@ def minimise(
 
     Args:
         start: a strictly feasible point.
-        tolerance: gap to the optimum, by the size of the objective, at which to end.
+        tolerance, absolute: gaps to the optimum, by the size of the objective and as it is, at which to end.
         enough: asked at each iterate; true ends the search there.
     Returns: the last iterate; one that rounding keeps from going on is returned with the gap it has.
     Source: Helmberg et al. 1996, SIAM J. Optim. 6; Mehrotra 1992, SIAM J. Optim. 2; thin atoms: Benson, Ye, Zhang 2000.
@@ -60,14 +60,17 @@ def minimise(
     problem = _Problem(atoms, objective, either_sign)
     point = problem.at(start, None, None)
     assert point is not None, "the start is not strictly feasible"
-    for step in range(1, MOST_STEPS + 1):
+    steps = 0
+    while steps < MOST_STEPS:
+        steps += 1
         gap = abs(point.gap(problem))
-        close = gap <= tolerance * abs(float(objective @ point.y)) and point.residual(problem) <= tolerance
+        wanted = max(absolute, tolerance * abs(float(objective @ point.y)))
+        close = gap <= wanted and point.residual(problem) <= tolerance
         moved = None if close or enough(point.y) else problem.step(point)
         if moved is None:
             break
         point = moved
-    return Solution(point.y, abs(point.gap(problem)), point.residual(problem), step)
+    return Solution(point.y, abs(point.gap(problem)), point.residual(problem), steps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,7 +236,7 @@ class _Directions:
 
 
 def _solver(schur: Float[Tensor, "n n"]) -> Callable[[Tensor], Tensor]:
-    """b -> B^-1 b. Variables differ by orders of magnitude: B is scaled to a unit diagonal, and held off singularity."""
+    """b -> B^-1 b. Variables differ by orders of magnitude: B is scaled to a unit diagonal, and kept regular."""
     scale = schur.diagonal().clamp(min=1e-300).rsqrt()
     matrix = scale[:, None] * schur * scale
     ridge = 1e-15

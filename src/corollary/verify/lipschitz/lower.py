@@ -1,4 +1,4 @@
-"""Lower bounds of a network's Lipschitz constant: the largest slope found, and for small networks the largest there is."""
+"""Lower bounds of a Lipschitz constant: the largest slope found, and for small networks the largest there is."""
 
 import math
 

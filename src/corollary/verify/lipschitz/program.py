@@ -1,7 +1,7 @@
 r"""The semidefinite program of a Lipschitz bound.
 
-Every bound is: minimise $b^\top y$ with $M(y) = \sum_a \omega_a y_{j(a)} u_a u_a^\top \succeq 0$ (some y fixed to 1). The
-atoms $u_a$ are coordinates, and rows of the maps from the free coordinates xi to what each nonlinearity reads.
+Every bound is: minimise $b^\top y$ with $M(y) = \sum_a \omega_a y_{j(a)} u_a u_a^\top \succeq 0$ (some y fixed to 1).
+The atoms $u_a$ are coordinates, and rows of the maps from the free coordinates xi to what each nonlinearity reads.
 """
 
 from dataclasses import dataclass
@@ -157,7 +157,7 @@ def _atoms(system: System, encodings: tuple[Encoding, ...], norm: Norm, columns:
 
 
 class _Maps:
-    """The sources' dependence on the coordinates, unit by unit, with bounds of the rounding errors (Frobenius norms)."""
+    """The sources by the coordinates, unit by unit, with bounds of the rounding errors in them (Euclidean norms)."""
 
     def __init__(
         self, system: System, inputs: Float[Tensor, "input coordinate"], free: Float[Tensor, "free coordinate"]

@@ -6,7 +6,6 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from corollary.base.errors import BadInput
@@ -14,7 +13,6 @@ from corollary.graph import Graph, Node, capture, forward
 from corollary.graph import ops as op
 from corollary.verify.lipschitz.constraints import (
     Bounded,
-    Groups,
     Nonlinearity,
     Slopes,
     reflected_groups,
@@ -112,9 +110,8 @@ def _of_graph(graph: Graph, reflections: Mapping[str, Householder]) -> System:
     reader = _Reader(graph, reflections)
     entered = torch.zeros(reader.rows, reader.inputs, dtype=torch.float64)
     entered[: reader.inputs] = torch.eye(reader.inputs, dtype=torch.float64)
-    shape = [size for size in graph.inputs[0].shape[1:] if isinstance(size, int)]
     stored = {name: t.double() if t.is_floating_point() else t for name, t in graph.tensors.items()}
-    found = forward(graph, [entered.reshape(-1, *shape)], stored, reader.apply, batch=reader.rows)
+    found = forward(graph, [entered.reshape(-1, *_shape(graph.inputs[0]))], stored, reader.apply, batch=reader.rows)
     end = found[graph.outputs[0]]
     if graph.outputs[0] not in reader.varying:
         raise BadInput("the network's output does not depend on its input: its Lipschitz constant is 0")
@@ -174,7 +171,7 @@ class _Reader:
         output = read.new_zeros(self.rows, size)
         output[self.used : self.used + size] = torch.eye(size, dtype=read.dtype)
         self.used += size
-        return output.reshape(self.rows, *node.shape[1:])
+        return output.reshape(self.rows, *_shape(node))
 
     def _larger(self, node: Node, values: tuple[Any, ...], varies: list[bool]) -> Tensor:
         """max(a, b) = (a + b + |a - b|) / 2, min with the same distance: a pair of both keeps its sum."""
@@ -216,7 +213,11 @@ class _Reader:
 
 def entries(node: Node) -> int:
     """Numbers in one sample of a node's value."""
-    return math.prod(size for size in node.shape[1:] if isinstance(size, int))
+    return math.prod(_shape(node))
+
+
+def _shape(node: Node) -> tuple[int, ...]:
+    return tuple(size for size in node.shape[1:] if isinstance(size, int))
 
 
 def _affine(node: Node, varies: list[bool]) -> bool:
@@ -269,5 +270,5 @@ def _reflecting(
         inside = [node for node in graph.nodes if node.layer == name and node in varying]
         entering = {source for node in inside for source in node.inputs if source in varying} - set(inside)
         if len(entering) == 1:
-            found.update({node: (module, inside[-1]) for node in inside})
+            found.update(dict.fromkeys(inside, (module, inside[-1])))
     return found

@@ -3,6 +3,7 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from corollary.verify.lipschitz.certificate import least_leading
 from corollary.verify.lipschitz.implicit import NotWellPosed
@@ -10,14 +11,15 @@ from corollary.verify.lipschitz.interior import minimise
 from corollary.verify.lipschitz.program import Atoms, Program
 
 ROOM = 0.05
-"""Smallest eigenvalue, of the block without the leading variable scaled to a unit diagonal, that the start is to have."""
+"""Least eigenvalue that the start has in the block without the leading variable, scaled to a unit diagonal."""
 FEASIBLE = 1e-6
 """Eigenvalue that multipliers up to 1 must give an implicit unit's own block."""
 
 
 def strictly_feasible(program: Program) -> Float[Tensor, "variable"]:
-    """Multipliers that grow geometrically from the network's output to its input: what a unit passes on is then paid for
-    by the units before it. An implicit unit needs multipliers that pay for its own loop first.
+    """Multipliers that grow geometrically from the network's output to its input.
+
+    What a unit passes on is then paid for by itself. An implicit unit needs multipliers that pay for its loop first.
 
     Raises: NotWellPosed, if there are none for an implicit unit.
     """
@@ -53,7 +55,7 @@ def _of_loop(program: Program, index: int) -> tuple[Float[Tensor, "variable"], f
     corner = torch.eye(size + count, dtype=rows.dtype)
     free, slack = corner[:size], corner[size:]
     atoms = Atoms(
-        rows=torch.cat([torch.nn.functional.pad(rows, (0, count)), free, slack, slack]),
+        rows=torch.cat([F.pad(rows, (0, count)), free, slack, slack]),
         weight=torch.cat(
             [program.atoms.weight[inside], rows.new_ones(size), -rows.new_ones(count), rows.new_ones(count)]
         ),
@@ -71,11 +73,18 @@ def _of_loop(program: Program, index: int) -> tuple[Float[Tensor, "variable"], f
     start = rows.new_full((count + 1,), 0.5)
     start[0] = 1.0
     start[0] = 2.0 - 2.0 * min(0.0, float(torch.linalg.eigvalsh(atoms.matrix(start)[:size, :size])[0]))
-    found = minimise(atoms, either_sign.double(), either_sign, start, enough=lambda y: float(y[0]) < -FEASIBLE).y
+    found = minimise(
+        atoms,
+        either_sign.double(),
+        either_sign,
+        start,
+        absolute=FEASIBLE / 10,
+        enough=lambda y: float(y[0]) < -FEASIBLE,
+    ).y
     if float(found[0]) >= -FEASIBLE:
         raise NotWellPosed(
-            f"no multipliers prove that the equation of {program.system.units[index].nonlinearity.name} has exactly one "
-            "solution: its state weights W are too large"
+            "no multipliers prove that the equation of an implicit layer with the activation "
+            f"{program.system.units[index].nonlinearity.name} has exactly one solution: its weights W are too large"
         )
     block = atoms.matrix(torch.cat([found.new_zeros(1), found[1:]]))[:size, :size]
     return found[1:], _least_scaled_eigenvalue(block)

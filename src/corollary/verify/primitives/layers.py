@@ -40,6 +40,26 @@ def _linear(to: Rewriter, op: Linear, x: Node, weight: Node, bias: Node | None =
     return found if bias is None else to.emit(Add(), found, bias)
 
 
+@parts_of(MatMul)
+def _matrix_product(to: Rewriter, op: MatMul, a: Node, b: Node) -> Node:
+    """A product by a constant matrix on the right is a linear layer."""
+    weight = to.value(b)
+    if weight is None or weight.ndim != 2 or len(a.shape) < 2:
+        return to.keep(op, a, b)
+    return to.keep(Linear(), a, to.constant(weight.T.contiguous(), "weight"))
+
+
+@parts_of(Add)
+def _sum(to: Rewriter, op: Add, a: Node, b: Node) -> Node:
+    """A constant row added to a linear layer without one is its bias."""
+    layer, row = (a, b) if to.moves(a) else (b, a)
+    bias = to.value(row)
+    plain = isinstance(layer.op, Linear) and len(layer.inputs) == 2
+    if not plain or bias is None or tuple(bias.shape) != (layer.shape[-1],):
+        return to.keep(op, a, b)
+    return to.keep(Linear(), *layer.inputs, row)
+
+
 @parts_of(BatchNorm)
 def _batch_norm(to: Rewriter, op: BatchNorm, x: Node, mean: Node, variance: Node, weight: Node, bias: Node) -> Node:
     spread = to.emit(Sqrt(), to.emit(Add(), variance, to.number(op.epsilon, variance)))
