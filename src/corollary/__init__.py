@@ -8,12 +8,14 @@ if TYPE_CHECKING:
     from corollary.evidence import run_study as study
     from corollary.graph.capture import capture
     from corollary.inspection import inspect
+    from corollary.verify import certify
 
 __version__ = version("corollary")
-__all__ = ["__version__", "capture", "inspect", "study"]
+__all__ = ["__version__", "capture", "certify", "inspect", "study"]
 
 _FACE = {
     "inspect": "corollary.inspection:inspect",
+    "certify": "corollary.verify:certify",
     "study": "corollary.evidence:run_study",
     "capture": "corollary.graph.capture:capture",
 }

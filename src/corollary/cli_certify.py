@@ -11,6 +11,7 @@ from rich.console import Console
 from tyro.conf import Positional, arg
 
 from corollary.base.errors import BadInput
+from corollary.base.memory import keep_freed_memory
 from corollary.base.progress import progress
 from corollary.base.registry import registry
 
@@ -75,6 +76,7 @@ def certify(
     timeout = 60.0 if timeout is None else timeout
     console = Console(stderr=True)
     show = console.is_terminal and not json
+    keep_freed_memory()
     with console.status(f"certifying {Path(network).name}") if show else nullcontext():
         verdict = registry("certify").load("files")(
             network,

@@ -76,3 +76,11 @@ def test_track_passes_items_through_and_is_silent_by_default(capsys, monkeypatch
     with progress(show=True):
         assert list(track(iter([1, 2]), "counting", total=2)) == [1, 2]
     assert "counting" in capsys.readouterr().err
+
+
+def test_keeping_freed_memory_changes_no_value():
+    from corollary.base.memory import keep_freed_memory
+
+    keep_freed_memory()
+    keep_freed_memory()  # asked for again, nothing changes
+    assert bytes(bytearray(2**24)) == bytes(2**24)

@@ -251,6 +251,24 @@ def test_no_split_means_bounds_alone():
     assert found.reason
 
 
+def test_an_affine_network_has_nothing_to_split():
+    """y = x on [0, 1] is never both <= 0.1 and >= 0.9, which no single row shows, and there is no neuron to cut."""
+    net = nn.Linear(1, 1, bias=False).double()
+    nn.init.ones_(net.weight)
+    never = both(below([1.0], 0.1), below([-1.0], -0.9))
+    assert certify(net, asked(box([0.0], [1.0]), never), config=by_bounds("neurons")).status == "unknown"
+    assert certify(net, asked(box([0.0], [1.0]), never), config=by_bounds("inputs")).status == "unsat"
+
+
+def test_a_point_short_of_the_margin_of_proof_is_unknown_and_not_cut_for_ever():
+    """y = x at x = 0.5 against y <= 0.5 - 5e-10: true, but by less than what counts as proof."""
+    net = nn.Linear(1, 1, bias=False).double()
+    nn.init.ones_(net.weight)
+    found = certify(net, asked(box([0.5], [0.5]), below([1.0], 0.5 - 5e-10)), config=by_bounds("inputs"))
+    assert found.status == "unknown"
+    assert found.domains <= 3
+
+
 @pytest.mark.parametrize("batch", [2, 3])
 def test_a_leaf_that_cannot_be_proved_is_not_dropped_beside_others(batch):
     """In a ball no corner gives the search a point: a violated leaf stays open, and must not vanish from the queue."""

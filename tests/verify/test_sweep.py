@@ -85,7 +85,7 @@ def test_many_samples_in_parts_are_bounded_as_one_by_one():
     x = torch.randn(6, 6, dtype=torch.float64)
     network = prepare(net, x)
     known = sweep(network, regions_around((x,), "ball 2", 0.3)).known
-    for i, radius in enumerate(torch.linspace(1, 2, 6).tolist()):
+    for i, radius in enumerate(torch.linspace(1, 2, 6, dtype=torch.float64).tolist()):
         alone = sweep(network, regions_around((x[i : i + 1],), "ball 2", 0.3 * radius)).known
         for node in network.bounded:
             lower, upper = (end[0] for end in alone.flat(node))

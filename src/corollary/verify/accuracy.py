@@ -223,7 +223,7 @@ class _Task:
             found = [i for i in samples.tolist() if self._falsified(radius, i, generator)]
             return samples.new_tensor(found)
         hit = [samples[:0]]
-        for part in samples.split(1024):
+        for part in samples.split(1024) if len(samples) else ():
             x, y = self.x[part], self.y[part]
             moved = pgd(
                 self.network, x, y, radius, restarts=4, loss="margin", norm=self.norm, clip=self.clip,
@@ -255,7 +255,7 @@ class _Bounds:
     def run(self, radius: float, samples: Tensor) -> tuple[Tensor, Tensor]:
         """The samples proved, and those violated: none, by this method."""
         proved = [samples[:0]]
-        for part in samples.split(TOGETHER):
+        for part in samples.split(TOGETHER) if len(samples) else ():
             rows = _margin_rows(self.task.y[part], self.task.classes)
             region = self.task.region(radius, part)
             lower, upper = self.bounded.bounds(region, rows, method=self.method, iterations=self.iterations)

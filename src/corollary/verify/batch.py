@@ -16,6 +16,7 @@ import torch
 
 from corollary.base.errors import BadInput, CorollaryError
 from corollary.base.files import atomic_write
+from corollary.base.memory import keep_freed_memory
 from corollary.base.progress import track
 from corollary.evidence.store import environment
 from corollary.graph import Network, load_network
@@ -223,6 +224,7 @@ def _ended_row(instance: Instance, ended: Ended[Row], grace: float) -> Row:
 def _answer(task: _Task) -> Row:
     """In a process of its own: certify one instance, whatever happens."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     start, instance, folder = time.monotonic(), task.instance, Path(task.folder)
     try:
         load = partial(_last_network, str(_beside(folder / instance.onnx)))

@@ -277,7 +277,7 @@ def shortcut_scores(
 
 @dataclass(frozen=True, eq=False)
 class _Stopped:
-    """H(x) = total . x + constant, the sum of what all neurons of a node contribute to the bound, by their input bounds.
+    """H(x) = total . x + constant: what all neurons of a node contribute to the bound, by their bounds in the input.
 
     Args:
         slope, offset: with which each neuron enters, (batch, count, entries).

@@ -350,7 +350,7 @@ class _Run:
         self._mark("optimised bounds")
         if not bool(query.open.any()):
             return Outcome("proved", None, 0, float(margins.min()))
-        if self.config.split == "none":
+        if self.config.split == "none" or not network.bounded:
             return Outcome("stuck", None, 0, float(margins.min()))
         branching = self.config.branching if at_once is None else replace(self.config.branching, batch=at_once)
         return split_neurons(

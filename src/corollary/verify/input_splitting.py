@@ -17,7 +17,7 @@ from corollary.verify.linear_bounds import lower_bounds
 from corollary.verify.prepared import Prepared
 from corollary.verify.queries import Queries
 from corollary.verify.search import Margin, Outcome
-from corollary.verify.sets import Box
+from corollary.verify.sets import Box, Region
 from corollary.verify.sweep import sweep
 
 COEFFICIENTS = 2**25
@@ -44,7 +44,7 @@ def split_inputs(
     assert isinstance(queries.region, Box)
     at_once = at_once or _boxes_at_once(network, queries)
     stack = [queries]
-    waiting, domains, worst = len(queries), 0, -torch.inf
+    waiting, domains, worst, stuck = len(queries), 0, -torch.inf, False
     while stack:
         if time.monotonic() > deadline:
             return Outcome("timeout", None, domains, worst)
@@ -63,6 +63,9 @@ def split_inputs(
         batch, slopes, lower, point = _clipped(network, batch, slopes, lower)
         if point is not None and (confirm is None or confirm(point)):
             return Outcome("found", point, domains, worst)
+        able = _has_middle(batch.region)
+        stuck = stuck or not bool(able.all())
+        batch, slopes, lower = batch[able], slopes[able], lower[able]
         if not len(batch):
             continue
         cuts = 1
@@ -72,7 +75,14 @@ def split_inputs(
             batch, slopes, lower = _halves(batch, slopes, lower)
         stack.append(batch)
         waiting += len(batch)
-    return Outcome("proved", None, domains, worst)
+    return Outcome("stuck" if stuck else "proved", None, domains, worst)
+
+
+def _has_middle(region: Region) -> Tensor:
+    """Whether a box can be cut: some input has a number between its ends."""
+    assert isinstance(region, Box)
+    middle = region.center
+    return ((region.lower < middle) & (middle < region.upper)).flatten(1).any(1)
 
 
 def _boxes_at_once(network: Prepared, queries: Queries) -> int:

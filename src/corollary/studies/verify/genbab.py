@@ -73,11 +73,11 @@ class GenBaB(Study):
         """Search on three networks, sum areas of cuts, attack random graphs, and certify real instances."""
         count = self.pick(smoke=1, desk=8, paper=100)
         domains = self.pick(smoke=10, desk=self.subdomains, paper=self.subdomains)
-        epochs = self.pick(smoke=20, desk=80, paper=80)
+        epochs, steps = self.pick(smoke=(20, 5), desk=(80, 100), paper=(80, 100))
         nets = [
             parts(
                 f"rules on {name}",
-                lambda n=name: compared_rules(n, count, domains, epochs, self.seeds(f"attacks on {n}")),
+                lambda n=name: compared_rules(n, count, domains, epochs, steps, self.seeds(f"attacks on {n}")),
             )
             for name in ACTIVATIONS
         ]

@@ -77,7 +77,9 @@ class Instances:
     bounds: Tensor
 
     @classmethod
-    def hardest_to_bound(cls, net: nn.Module, radius: float, count: int, generator: torch.Generator) -> "Instances":
+    def hardest_to_bound(
+        cls, net: nn.Module, radius: float, count: int, steps: int, generator: torch.Generator
+    ) -> "Instances":
         """Of the images that linear bounds fail at and PGD cannot break, those with the largest bound."""
         test = digits(dtype=torch.float64).test
         assert test is not None
@@ -89,7 +91,7 @@ class Instances:
         lower, _ = BoundedGraph(net, x[:2]).bounds(Box((x - radius).clamp(0, 1), (x + radius).clamp(0, 1)), rows)
         bound = lower.amin(1)
         failed = (bound <= 0).nonzero()[:, 0]
-        failed = failed[~broken(net, x[failed], y[failed], radius, 5, generator)]
+        failed = failed[~broken(net, x[failed], y[failed], radius, 5, steps, generator)]
         chosen = failed[bound[failed].argsort(descending=True)][:count]
         return cls(net, x[chosen], y[chosen], radius, bound[chosen])
 
@@ -99,10 +101,12 @@ class Instances:
         return [Specification.robustness(x, self.radius, label, 10, clip=(0, 1)) for x, label in pairs]
 
 
-def broken(net: nn.Module, x: Tensor, y: Tensor, radius: float, restarts: int, generator: torch.Generator) -> Tensor:
-    """Which images projected gradient on the margin brings to another class; 100 steps."""
+def broken(
+    net: nn.Module, x: Tensor, y: Tensor, radius: float, restarts: int, steps: int, generator: torch.Generator
+) -> Tensor:
+    """Which images projected gradient on the margin brings to another class."""
     found = pgd(
-        net, x, y, radius, steps=100, restarts=restarts, loss="margin", clip=(0, 1), stop_early=True,
+        net, x, y, radius, steps=steps, restarts=restarts, loss="margin", clip=(0, 1), stop_early=True,
         generator=generator,
     )  # fmt: skip
     with torch.no_grad():
@@ -139,11 +143,11 @@ def searched(
 
 
 def compared_rules(
-    activation: str, count: int, domains: int, epochs: int, generator: torch.Generator
+    activation: str, count: int, domains: int, epochs: int, steps: int, generator: torch.Generator
 ) -> dict[str, Any]:
     """The rules on the same instances, with bounds that nothing optimises; and the whole engine beside them."""
     net = trained(activation, epochs, 0)
-    found = Instances.hardest_to_bound(net, RADII[activation], count, generator)
+    found = Instances.hardest_to_bound(net, RADII[activation], count, steps, generator)
     network = prepare(net, found.x[:1].expand(2, -1))
     columns: dict[str, list[Any]] = {"net": [activation] * len(found.x), "bound": found.bounds.tolist()}
     plain = Branching(candidates=1, batch=16, iterations=0, points=middle_points, most=domains)
@@ -153,7 +157,7 @@ def compared_rules(
     for name, (branching, iterations) in settings.items():
         ends = [searched(network, s, branching, iterations, generator) for s in found.specifications()]
         columns[f"{name}_proved"], columns[f"{name}_domains"] = ([end[i] for end in ends] for i in (0, 1))
-    columns["broken"] = broken(net, found.x, found.y, found.radius, 50, generator).tolist()
+    columns["broken"] = broken(net, found.x, found.y, found.radius, 50, steps, generator).tolist()
     return columns
 
 
