@@ -16,7 +16,7 @@ BOUNDED = [case for case in NETS if case.integers is None and case.name not in U
 CHEAP = [case for case in BOUNDED if case.name not in RECURRENT]
 HEAVY = {"group-norm", "vit", "vit-written-out", "u-net", "encoder-layer", "encoder-norm-first"}
 SMALL = [case for case in CHEAP if case.name not in HEAVY]
-ONCE: tuple[Method, ...] = ("interval", "interval+crown", "crown")
+ONCE: tuple[Method, ...] = ("interval", "forward", "interval+crown", "forward+crown", "crown")
 
 
 def bounded(case: Case, dtype: torch.dtype = torch.float64) -> BoundedGraph:

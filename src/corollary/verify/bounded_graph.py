@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from corollary.base.errors import BadInput
 from corollary.base.network import Inputs
 from corollary.graph import Graph, Node
+from corollary.verify.forward_bounds import Between, ends_of, forward_bounds
 from corollary.verify.intervals import Interval, propagate
 from corollary.verify.known import Known
 from corollary.verify.layout import Rows, pack, sample_shape
@@ -19,7 +20,7 @@ from corollary.verify.sets import Box, Region
 from corollary.verify.slopes import optimised
 from corollary.verify.sweep import check, sweep
 
-Method = Literal["interval", "interval+crown", "crown", "alpha-crown"]
+Method = Literal["interval", "forward", "interval+crown", "forward+crown", "crown", "alpha-crown"]
 TOGETHER = 2**24
 """Samples are optimised together while their rows at the widest node have at most so many coefficients."""
 
@@ -62,8 +63,9 @@ class BoundedGraph:
             region: one for each input of the network, each with the same number of samples.
             rows: the functions, (rows, outputs) or (batch, rows, outputs); each output by itself where None.
             method: "interval"; "crown", linear bounds from every node that a relaxation reads; "interval+crown", these
-                bounded by intervals and the output alone by linear bounds (cheaper, looser); "alpha-crown", with all
-                free parameters of the relaxations optimised.
+                bounded by intervals and the output alone by linear bounds (cheaper, looser); "forward", linear bounds
+                carried forward, for few inputs; "forward+crown", nodes bounded by these and the output by a backward
+                pass; "alpha-crown", with all free parameters of the relaxations optimised.
             iterations, learning_rate: of the optimisation.
         Returns: (batch, rows) each.
         Raises: BadInput, for regions or rows that do not fit the network.
@@ -85,13 +87,25 @@ class BoundedGraph:
                         for index, part in self._parts(regions, both)
                     ]
                 )
+            elif method == "forward":
+                lower = self._forward(regions, both)
             else:
-                found = sweep(self.network, regions, linear=method == "crown")
-                lower = lower_bounds(self.network, self.output, self._rows(both), regions, found.known).lower
+                if method == "forward+crown":
+                    known, _ = forward_bounds(self.network, regions)
+                else:
+                    known = sweep(self.network, regions, linear=method == "crown").known
+                lower = lower_bounds(self.network, self.output, self._rows(both), regions, known).lower
         count = matrix.shape[1]
         low, high = lower[:, :count], -lower[:, count:]
         interval_low, interval_high = self._by_intervals(regions, matrix)
         return torch.maximum(low, interval_low), torch.minimum(high, interval_high)
+
+    def _forward(self, regions: list[Region], rows: Tensor) -> Tensor:
+        """Lower bounds of the rows from the linear bounds of the output."""
+        _, found = forward_bounds(self.network, regions)
+        middle, half = (part.flatten(2).mT for part in (found.middle, found.half))
+        lower, _ = ends_of(Between((rows @ middle).mT, (rows.abs() @ half).mT), regions)
+        return torch.where(lower.isnan(), -torch.inf, lower)
 
     def _parts(self, regions: list[Region], rows: Tensor) -> list[tuple[Tensor, list[Region]]]:
         """Samples to optimise together."""
