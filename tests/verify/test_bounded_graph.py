@@ -19,6 +19,11 @@ SMALL = [case for case in CHEAP if case.name not in HEAVY]
 ONCE: tuple[Method, ...] = ("interval", "forward", "interval+crown", "forward+crown", "crown")
 
 
+def methods_of(case: Case) -> tuple[Method, ...]:
+    """All; on large networks without the passes forward, which carry a column for every input."""
+    return tuple(method for method in ONCE if case.name not in HEAVY or "forward" not in method)
+
+
 def bounded(case: Case, dtype: torch.dtype = torch.float64) -> BoundedGraph:
     return BoundedGraph(first_output(captured(case)[1]), dtype=dtype)
 
@@ -40,7 +45,7 @@ def check_sound(
 @pytest.mark.parametrize("kind", ["box", "ball 2", "ball 1"])
 @pytest.mark.parametrize("case", CHEAP, ids=str)
 def test_no_point_is_outside(case: Case, kind: str):
-    check_sound(case, kind, 0.05, ONCE)
+    check_sound(case, kind, 0.05, methods_of(case))
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)
@@ -51,13 +56,13 @@ def test_no_point_of_a_wide_box_is_outside(case: Case):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [c for c in BOUNDED if c.name in RECURRENT | HEAVY], ids=str)
 def test_no_point_is_outside_for_large_networks(case: Case):
-    check_sound(case, "box", 0.05, ONCE)
+    check_sound(case, "box", 0.05, methods_of(case))
     check_sound(case, "box", 0.1, ("alpha-crown",), iterations=2)
 
 
 @pytest.mark.parametrize("case", CHEAP, ids=str)
 def test_single_precision_holds_to_its_rounding(case: Case):
-    check_sound(case, "box", 0.05, ONCE, torch.float32, 2e-5)
+    check_sound(case, "box", 0.05, methods_of(case), torch.float32, 2e-5)
 
 
 @pytest.mark.parametrize("case", SMALL, ids=str)
@@ -74,7 +79,7 @@ def test_a_region_of_no_width_gives_the_value(case: Case, kind: str):
     inputs = tensors_of(case.inputs(2))
     value = output_of(graph, [x[None] for x in inputs])[0]
     regions = regions_around(inputs, kind, 0.0)
-    for method in ONCE:
+    for method in methods_of(case):
         lower, upper = bounded(case).bounds(regions, method=method)
         torch.testing.assert_close(lower, value, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(upper, value, rtol=1e-9, atol=1e-9)
