@@ -92,7 +92,7 @@ class GenBaB(Study):
         }
         folder = data_folder()
         if folder is not None and (folder / "vnn").is_dir() and self.scale != "smoke":
-            seconds = self.pick(smoke=1, desk=170, paper=1800)
+            seconds = self.pick(smoke=1, desk=100, paper=1800)
             found["instances"] = parts("real instances", lambda: real_instances(folder / "vnn", INSTANCES, seconds))
         return found
 
