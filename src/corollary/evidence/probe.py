@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from corollary.base.errors import BadInput, CannotCapture
-from corollary.base.network import Loss
+from corollary.base.network import Loss, Params
 from corollary.base.registry import registry
 from corollary.base.seeds import Seeds
 from corollary.data import Dataset
+from corollary.engine import TrainingRecord
 from corollary.evidence.figure import Figure
 from corollary.evidence.measurement import Measurement
 from corollary.evidence.source import Source
+from corollary.evidence.training import Training
 from corollary.graph import Graph
 
 Wants: TypeAlias = Literal["none", "inputs", "targets"]
@@ -62,6 +64,9 @@ class Subject:
         program: the captured graph, or the reason why there is none.
         loss: mean over samples.
         budget: seconds this probe may take; a probe that could take longer measures less and says so.
+        training: the settings it was trained with, as far as they are known.
+        record: what was measured while it was trained.
+        checkpoints: parameters and buffers of other runs of the same architecture, by name as in `module`.
     """
 
     name: str
@@ -71,6 +76,9 @@ class Subject:
     loss: Loss
     seeds: Seeds
     budget: Budget
+    training: Training = Training()
+    record: TrainingRecord | None = None
+    checkpoints: tuple[Params, ...] = ()
 
     @property
     def graph(self) -> Graph:
