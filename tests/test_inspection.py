@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from corollary.base.errors import BadInput, CorollaryError
 from corollary.base.registry import registry
 from corollary.data import digits
-from corollary.evidence import Finding, Measurement, Need, probe
+from corollary.engine import TrainingRecord
+from corollary.evidence import Finding, Measurement, Need, Training, probe
 from corollary.inspection import as_dataset, inspect
 
 
@@ -37,7 +39,19 @@ def test_module_and_tensors_of_ones_own_are_left_as_they_were():
 
 
 def test_every_probe_answers_on_the_digits():
-    report = inspect(small(), digits(), budget=120, debug=True)
+    record = TrainingRecord()
+    for step in range(0, 400, 10):
+        accuracy = {"train_accuracy": min(1.0, step / 50), "test_accuracy": min(0.97, step / 90)}
+        record.log(step, distance=1 + step**0.5, per_sample_loss=torch.rand(20) / (1 + step), loss=1.0, **accuracy)
+    report = inspect(
+        small(),
+        digits(),
+        budget=240,
+        debug=True,
+        training=Training("sgd", 0.1, 32, epochs=10),
+        record=record,
+        checkpoints=[small(), small()],
+    )
     assert report.skipped == {}
     assert {section.probe.name for section in report.sections} == set(registry("probes").names())
 
@@ -146,3 +160,55 @@ def test_samples_take_the_shape_that_a_saved_program_states(tmp_path):
     report = inspect(tmp_path / "net.pt2", digits(), probes=["slice-map"], budget=20)
     assert report.notes == ("Samples of shape [64] were given to the network as [1, 8, 8].",)
     assert report.skipped == {}
+
+
+def test_how_it_was_trained_reaches_the_probes(own_probe, tmp_path):
+    def seen(subject):
+        settings = f"{subject.training}; {len(subject.record)} steps; {len(subject.checkpoints)} others"
+        return Finding((), notes=(settings,))
+
+    own_probe("t", room="mine", title="T", question="?", needs=Need.WEIGHTS)(seen)
+    other = small()
+    record = TrainingRecord()
+    record.log(0, loss=1.0)
+    record.log(1, loss=0.5)
+    record.save(tmp_path / "record.npz")
+    save_file({name: t.contiguous() for name, t in other.state_dict().items()}, tmp_path / "other.safetensors")
+    report = inspect(
+        small(),
+        probes=["t"],
+        training=Training("sgd", 0.1, 32, momentum=0.9),
+        record=tmp_path / "record.npz",
+        checkpoints=[tmp_path / "other.safetensors", other],
+    )
+    assert report.sections[0].finding.notes == (
+        "sgd, learning rate 0.1, batch size 32, momentum 0.9; 2 steps; 2 others",
+    )
+    assert report.facts["checkpoints"] == "2 of the same architecture"
+
+
+def test_a_checkpoint_of_another_architecture_is_refused():
+    with pytest.raises(BadInput, match=r"another architecture.*3\.weight"):
+        inspect(small(), checkpoints=[nn.Sequential(*small(), nn.Linear(10, 10))], probes=[])
+
+
+def test_a_file_that_is_no_record_is_refused(tmp_path):
+    (tmp_path / "r.npz").write_bytes(b"no archive")
+    with pytest.raises(BadInput, match="training record"):
+        inspect(small(), record=tmp_path / "r.npz", probes=[])
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"optimizer": "lion"}, "optimizer"),
+        ({"learning_rate": 0.0}, "learning rate"),
+        ({"batch_size": 0}, "batch"),
+        ({"momentum": 1.0}, "momentum"),
+        ({"weight_decay": -1.0}, "decay"),
+        ({"epochs": 0}, "epoch"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, word):
+    with pytest.raises(BadInput, match=word):
+        Training(**settings)

@@ -12,6 +12,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -42,6 +43,14 @@ def inspect(
     target: int | str = -1,
     task: Literal["classification", "regression", "unlabelled"] | None = None,
     weights: Path | None = None,
+    optimizer: Literal["sgd", "adam"] = "sgd",
+    learning_rate: float | None = None,
+    batch_size: int | None = None,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    epochs: int | None = None,
+    record: Path | None = None,
+    checkpoints: str | None = None,
     budget: float = 60.0,
     probes: str | None = None,
     output: Path | None = None,
@@ -60,6 +69,14 @@ def inspect(
         target: of a table, the column to predict, by name or number.
         task: what the data is for; by default read off its targets: integers are classes.
         weights: for a factory, its weights: .safetensors, or a state dict saved with torch.save.
+        optimizer: what the network was trained with; so are the next five, where they are known.
+        learning_rate: at the end of training.
+        batch_size: samples a step.
+        momentum: of SGD.
+        weight_decay: as PyTorch's optimizers take it.
+        epochs: passes over the training set.
+        record: what was measured while it was trained: a TrainingRecord saved as .npz.
+        checkpoints: files of other runs of the same architecture, with commas between: weights or programs.
         budget: seconds to spend; probes that do not fit say so in the report.
         probes: names of the probes to run, with commas between; default: all (see `corollary probes`).
         output: where the page goes; the JSON goes beside it. Default: corollary-report-NAME.html.
@@ -71,18 +88,26 @@ def inspect(
         debug: show the traceback of a probe that fails.
     """
     from corollary.data import load
+    from corollary.evidence import Training
     from corollary.inspection import inspect as inspect_network
 
+    training = Training(optimizer, learning_rate, batch_size, momentum, weight_decay, epochs)
+    flags = {"data": data, "target": target, "task": task, "weights": weights, "record": record}
+    flags |= {"checkpoints": checkpoints, "probes": probes, "seed": seed}
+    flags |= {name: value for name, value in asdict(training).items() if value != getattr(Training, name)}
     with progress():
         report = inspect_network(
             model,
             load(data, target=target, task=task) if data else None,
             weights=weights,
+            training=training,
+            record=record,
+            checkpoints=checkpoints.split(",") if checkpoints else (),
             budget=budget,
             probes=probes.split(",") if probes else None,
             seed=seed,
             name=name,
-            command=_command(model, data=data, target=target, task=task, weights=weights, probes=probes, seed=seed),
+            command=_command(model, **flags),
             trust_pickle=trust_pickle,
             debug=debug,
         )
@@ -232,9 +257,9 @@ def demo(*, folder: Path = Path(), budget: float = 60.0) -> int:
     """
     from corollary.demo import train_and_save
 
-    network = train_and_save(folder)
+    trained = train_and_save(folder)
     page = folder / "corollary-report-demo.html"
-    return main(["inspect", str(network), "--data", "digits", "--budget", str(budget), "--output", str(page)])
+    return main(["inspect", *trained, "--data", "digits", "--budget", str(budget), "--output", str(page)])
 
 
 def choose_study() -> int:
@@ -322,8 +347,12 @@ def _sources(item: str, source_type: "type[Source]") -> "list[Source]":
 
 def _command(model: str, **flags: object) -> str:
     """The command line that makes the same report again; flags left at "not given" are left out."""
-    given = [str(word) for flag, value in flags.items() if value not in (None, -1) for word in (f"--{flag}", value)]
+    given = [str(word) for flag, value in flags.items() if value not in (None, -1) for word in (_flag(flag), value)]
     return shlex.join([PROGRAM, "inspect", model, *given])
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _show_report(report: "Report", page: Path) -> None:

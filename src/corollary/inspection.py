@@ -16,15 +16,16 @@ from torch import Tensor, nn
 
 from corollary.base.errors import BadInput, CannotCapture, CorollaryError
 from corollary.base.files import atomic_write
-from corollary.base.network import Inputs, Loss, as_function, batch_length, call, evaluating, parameters_of
+from corollary.base.network import Inputs, Loss, Params, as_function, batch_length, call, evaluating, parameters_of
 from corollary.base.progress import track
 from corollary.base.registry import registry
 from corollary.base.seeds import Seeds
 from corollary.data import Dataset, Split, load
-from corollary.evidence import Budget, Finding, Need, Probe, Subject
+from corollary.engine import TrainingRecord
+from corollary.evidence import Budget, Finding, Need, Probe, Subject, Training
 from corollary.evidence.store import environment, standalone
 from corollary.graph import Graph
-from corollary.graph.archive import Network, load_network
+from corollary.graph.archive import Network, load_network, read_checkpoint
 
 SAMPLES_FOR_LADDER = 4
 """Enough to run and differentiate the network once, and no more."""
@@ -106,6 +107,9 @@ def inspect(
     weights: str | Path | None = None,
     loss: Loss | None = None,
     example: Inputs | None = None,
+    training: Training | None = None,
+    record: TrainingRecord | str | Path | None = None,
+    checkpoints: Sequence[Params | nn.Module | str | Path] = (),
     budget: float = 60.0,
     probes: Sequence[str] | None = None,
     seed: int = 0,
@@ -124,6 +128,9 @@ def inspect(
         weights: for a factory: a .safetensors file or a state dict.
         loss: mean over samples; by default cross-entropy for classification, mean square for regression.
         example: inputs to capture the network with; by default some of the data.
+        training: the settings the network was trained with, for probes that compare with them.
+        record: what was measured while it was trained: a `TrainingRecord` or the .npz file it was saved to.
+        checkpoints: other runs of the same architecture: modules, parameters and buffers by name, or files of them.
         probes: names of the probes to run; by default all.
         command: what to print as the way to make the report again.
         debug: let an unexpected error in a probe through, with its traceback.
@@ -148,12 +155,15 @@ def inspect(
             loss=loss or default_loss(dataset),
             seeds=Seeds(seed).child("inspect"),
             budget=whole,
+            training=training or Training(),
+            record=_record(record),
+            checkpoints=tuple(_checkpoint(network.module, given, trust_pickle) for given in checkpoints),
         )
         reach = ladder(subject)
         sections, skipped = _run(selected, subject, reach, whole, debug)
     return Report(
         name=subject.name,
-        facts=_facts(network, dataset),
+        facts=_facts(network, subject),
         sections=tuple(sections),
         skipped=skipped,
         notes=tuple(notes),
@@ -330,13 +340,37 @@ def _check_outputs(outputs: Any, data: Dataset) -> None:
         )
 
 
-def _facts(network: Network, data: Dataset | None) -> dict[str, str]:
+def _record(given: TrainingRecord | str | Path | None) -> TrainingRecord | None:
+    return TrainingRecord.load(given) if isinstance(given, str | Path) else given
+
+
+def _checkpoint(module: nn.Module, given: Params | nn.Module | str | Path, trust_pickle: bool) -> Params:
+    """Parameters and buffers of another run, by name, in the module's dtype and on its device."""
+    if isinstance(given, str | Path):
+        given = read_checkpoint(module, given, trust_pickle=trust_pickle)
+    found = given.state_dict() if isinstance(given, nn.Module) else given
+    wanted = module.state_dict()
+    if {name: t.shape for name, t in found.items()} != {name: t.shape for name, t in wanted.items()}:
+        odd = sorted(name for name in found.keys() | wanted.keys() if name not in found or name not in wanted)
+        raise BadInput(
+            "a checkpoint is of another architecture than the network: it differs in "
+            + (", ".join(odd[:8]) or "the shapes of its parameters")
+        )
+    return {name: found[name].detach().to(t) for name, t in wanted.items()}
+
+
+def _facts(network: Network, subject: Subject) -> dict[str, str]:
     facts = {"network": network.origin}
     if isinstance(network.graph, Graph):
         facts["program"] = f"captured: {len(network.graph.computing())} operations"
     else:
         facts["program"] = "not captured: probes that need the program were skipped"
-    facts["data"] = "none" if data is None else data.describe()
+    facts["data"] = "none" if subject.data is None else subject.data.describe()
+    facts["training"] = str(subject.training)
+    if subject.record is not None:
+        facts["record"] = f"{len(subject.record)} steps of {', '.join(subject.record.columns)}"
+    if subject.checkpoints:
+        facts["checkpoints"] = f"{len(subject.checkpoints)} of the same architecture"
     return facts
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final
@@ -172,11 +173,20 @@ class TrainingRecord:
 
     @classmethod
     def load(cls, path: Path | str) -> "TrainingRecord":
-        """Read what `save` wrote; nothing in the file is executed."""
-        with np.load(Path(path), allow_pickle=False) as file:
-            record = cls(json.loads(str(file["meta"])))
-            columns = {key.removeprefix("column/"): file[key] for key in file.files if key.startswith("column/")}
-            record._fill(file["steps"].tolist(), columns)
+        """Read what `save` wrote; nothing in the file is executed.
+
+        Raises: BadInput, if the file is missing or holds anything else.
+        """
+        try:
+            with np.load(Path(path), allow_pickle=False) as file:
+                record = cls(json.loads(str(file["meta"])))
+                columns = {key.removeprefix("column/"): file[key] for key in file.files if key.startswith("column/")}
+                record._fill(file["steps"].tolist(), columns)
+        except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+            raise BadInput(
+                f"{path} cannot be read as a training record ({type(error).__name__}: {error}); "
+                "wanted an .npz file that TrainingRecord.save wrote"
+            ) from error
         return record
 
     def as_plain(self) -> dict[str, Any]:

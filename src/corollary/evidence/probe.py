@@ -3,7 +3,7 @@
 import enum
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import torch
@@ -76,7 +76,7 @@ class Subject:
     loss: Loss
     seeds: Seeds
     budget: Budget
-    training: Training = Training()
+    training: Training = field(default_factory=Training)
     record: TrainingRecord | None = None
     checkpoints: tuple[Params, ...] = ()
 

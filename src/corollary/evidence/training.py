@@ -1,11 +1,10 @@
 """How a network was trained, as far as its owner says: what probes of training compare their findings with."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from corollary.base.errors import BadInput
 
-Optimizer = Literal["sgd", "adam"]
+OPTIMIZERS = ("sgd", "adam")
 
 
 @dataclass(frozen=True)
@@ -13,6 +12,7 @@ class Training:
     """The settings a network was trained with; what is not known is None.
 
     Args:
+        optimizer: "sgd" or "adam".
         learning_rate: at the end of training, the rate at which the final weights had to be stable.
         batch_size: samples a step.
         momentum: heavy-ball momentum of SGD.
@@ -21,7 +21,7 @@ class Training:
     Raises: BadInput, naming the setting that is out of its range.
     """
 
-    optimizer: Optimizer = "sgd"
+    optimizer: str = "sgd"
     learning_rate: float | None = None
     batch_size: int | None = None
     momentum: float = 0.0
@@ -29,8 +29,8 @@ class Training:
     epochs: int | None = None
 
     def __post_init__(self) -> None:
-        if self.optimizer not in get_args(Optimizer):
-            raise BadInput(f"the optimizer is one of {', '.join(get_args(Optimizer))}, got {self.optimizer!r}")
+        if self.optimizer not in OPTIMIZERS:
+            raise BadInput(f"the optimizer is one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise BadInput(f"the learning rate must be above 0, got {self.learning_rate}")
         if self.batch_size is not None and self.batch_size < 1:

@@ -67,7 +67,7 @@ def load_network(
     if isinstance(spec, nn.Module):
         return _captured(type(spec).__name__, spec, weights, example, trust_pickle, "a module")
     text = str(spec)
-    if Path(text).suffix in (".onnx", ".pt2") or text.endswith(".onnx.gz"):
+    if _is_program(text):
         if weights is not None:
             raise BadInput(f"{text} holds its own weights: leave out weights ({weights})")
         graph = _read_program(_existing(text), trust_pickle)
@@ -86,7 +86,22 @@ def load_weights(module: nn.Module, path: str | Path, *, trust_pickle: bool = Fa
 
     Raises: BadInput, listing the names that are missing, unexpected or of another shape.
     """
-    found, wanted = _read_weights(_existing(str(path)), trust_pickle), module.state_dict()
+    module.load_state_dict(read_checkpoint(module, path, trust_pickle=trust_pickle))
+
+
+def read_checkpoint(module: nn.Module, path: str | Path, *, trust_pickle: bool = False) -> Mapping[str, Tensor]:
+    """Parameters and buffers of a file, by the names they have in `module`, which is not changed.
+
+    Args:
+        path: a .safetensors file, a state dict, or a program (.pt2, .onnx) of the same architecture.
+    Raises: BadInput, listing the names that are missing, unexpected or of another shape.
+    """
+    file = _existing(str(path))
+    if _is_program(str(path)):
+        found: Mapping[str, Tensor] = GraphModule(_read_program(file, trust_pickle)).state_dict()
+    else:
+        found = _read_weights(file, trust_pickle)
+    wanted = module.state_dict()
     missing = sorted(wanted.keys() - found.keys())
     unexpected = sorted(found.keys() - wanted.keys())
     shapes = [
@@ -101,7 +116,7 @@ def load_weights(module: nn.Module, path: str | Path, *, trust_pickle: bool = Fa
     ]
     if complaints:
         raise BadInput(f"the weights in {path} do not fit {type(module).__name__}.\n" + "\n".join(complaints))
-    module.load_state_dict(found)
+    return found
 
 
 def _captured(
@@ -121,6 +136,10 @@ def _captured(
         return Network(name, module, capture(module, example), origin)
     except CannotCapture as refusal:
         return Network(name, module, refusal, origin)
+
+
+def _is_program(text: str) -> bool:
+    return text.endswith((".onnx", ".pt2", ".onnx.gz"))
 
 
 def _read_program(path: Path, trust_pickle: bool) -> Graph:
