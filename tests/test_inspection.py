@@ -192,6 +192,17 @@ def test_a_checkpoint_of_another_architecture_is_refused():
         inspect(small(), checkpoints=[nn.Sequential(*small(), nn.Linear(10, 10))], probes=[])
 
 
+def test_checkpoints_of_a_network_with_batch_normalisation_may_come_from_a_program(tmp_path):
+    net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)).eval()
+    program = torch.export.export(net, (torch.rand(4, 4),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    torch.export.save(program, tmp_path / "net.pt2")
+    save_file(net.state_dict(), tmp_path / "net.safetensors")
+    for checkpoint in (tmp_path / "net.pt2", tmp_path / "net.safetensors", net):
+        for given in (tmp_path / "net.pt2", net):
+            report = inspect(given, checkpoints=[checkpoint], probes=[])
+            assert report.facts["checkpoints"] == "1 of the same architecture"
+
+
 def test_a_file_that_is_no_record_is_refused(tmp_path):
     (tmp_path / "r.npz").write_bytes(b"no archive")
     with pytest.raises(BadInput, match="training record"):

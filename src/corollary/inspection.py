@@ -25,7 +25,7 @@ from corollary.engine import TrainingRecord
 from corollary.evidence import Budget, Finding, Need, Probe, Subject, Training
 from corollary.evidence.store import environment, standalone
 from corollary.graph import Graph
-from corollary.graph.archive import Network, load_network, read_checkpoint
+from corollary.graph.archive import COUNTER, Network, load_network, read_checkpoint
 
 SAMPLES_FOR_LADDER = 4
 """Enough to run and differentiate the network once, and no more."""
@@ -348,8 +348,10 @@ def _checkpoint(module: nn.Module, given: Params | nn.Module | str | Path, trust
     """Parameters and buffers of another run, by name, in the module's dtype and on its device."""
     if isinstance(given, str | Path):
         given = read_checkpoint(module, given, trust_pickle=trust_pickle)
-    found = given.state_dict() if isinstance(given, nn.Module) else given
     wanted = module.state_dict()
+    found = {name: wanted[name] for name in wanted if name.endswith(COUNTER)}  # matters to training alone
+    found |= given.state_dict() if isinstance(given, nn.Module) else given
+    found = {name: tensor for name, tensor in found.items() if name in wanted or not name.endswith(COUNTER)}
     if {name: t.shape for name, t in found.items()} != {name: t.shape for name, t in wanted.items()}:
         odd = sorted(name for name in found.keys() | wanted.keys() if name not in found or name not in wanted)
         raise BadInput(

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from corollary.graph import ops
 from corollary.verify.relaxations import largest_lines, product_lines
-from corollary.verify.relaxations.softmax import softmax_lines, softmax_range
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -85,37 +84,3 @@ def test_a_pool_of_points_is_exact():
     lines = largest_lines(op, x, x)
     assert lines.upper_is_selected.all()
     torch.testing.assert_close(lines.upper_constant, op(x))
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("scale", [1e-6, 0.1, 1.0, 10.0, 100.0])
-@pytest.mark.parametrize("classes", [1, 2, 7])
-def test_planes_hold_the_softmax(dtype: torch.dtype, scale: float, classes: int):
-    center, radius = (draw(100, classes) - 0.5) * 6 * scale, draw(100, classes, seed=1) * scale
-    radius[:10] = 0
-    lower, upper = (center - radius).to(dtype), (center + radius).to(dtype)
-    share = draw(100, 100, classes, seed=3)
-    x = torch.lerp(lower.double(), upper.double(), torch.where(draw(100, 100, 1, seed=4) < 0.5, share.round(), share))
-    value = torch.softmax(x, -1)
-    slack = 1e-9 if dtype == torch.float64 else 1e-6
-    for position in (None, draw(100, classes, seed=2).to(dtype), torch.ones(1, dtype=dtype)):
-        lines = softmax_lines(lower, upper, position)
-        below = (lines.lower_slope.double() @ x[..., None])[..., 0] + lines.lower_offset
-        above = (lines.upper_slope.double() @ x[..., None])[..., 0] + lines.upper_offset
-        assert (below - value).max() <= slack
-        assert (value - above).max() <= slack
-    least, most = softmax_range(lower, upper)
-    assert (value >= least.double().exp() - slack).all()
-    assert (value <= most.double().exp() + slack).all()
-
-
-def test_planes_of_a_softmax_touch_it_on_small_boxes():
-    """Both are tangents of functions that meet softmax at a point, so the gap falls with the square of the radius."""
-    center = (draw(20, 5) - 0.5) * 4
-
-    def gap(radius: float) -> Tensor:
-        lines = softmax_lines(center - radius, center + radius)
-        middle = ((lines.upper_slope - lines.lower_slope) @ center[..., None])[..., 0]
-        return (middle + lines.upper_offset - lines.lower_offset).max()
-
-    assert float(gap(0.1) / gap(0.01)) == pytest.approx(100, rel=0.1)

@@ -25,6 +25,7 @@ from corollary.graph.pt2 import read_pt2
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".tar")
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
 """Where training scripts put the state dict in a checkpoint that holds more."""
+COUNTER = "num_batches_tracked"
 WANTED = "wanted model.onnx, model.pt2, package.module:factory or path/to/file.py:factory"
 
 
@@ -102,8 +103,9 @@ def read_checkpoint(module: nn.Module, path: str | Path, *, trust_pickle: bool =
     else:
         found = _read_weights(file, trust_pickle)
     wanted = module.state_dict()
-    missing = sorted(wanted.keys() - found.keys())
-    unexpected = sorted(found.keys() - wanted.keys())
+    # How many batches a normalisation saw matters to its training alone, and a program leaves it out.
+    missing = sorted(name for name in wanted.keys() - found.keys() if not name.endswith(COUNTER))
+    unexpected = sorted(name for name in found.keys() - wanted.keys() if not name.endswith(COUNTER))
     shapes = [
         f"{name} is {tuple(found[name].shape)}, wanted {tuple(wanted[name].shape)}"
         for name in sorted(wanted.keys() & found.keys())
@@ -116,7 +118,8 @@ def read_checkpoint(module: nn.Module, path: str | Path, *, trust_pickle: bool =
     ]
     if complaints:
         raise BadInput(f"the weights in {path} do not fit {type(module).__name__}.\n" + "\n".join(complaints))
-    return found
+    counters = {name: value for name, value in wanted.items() if name.endswith(COUNTER)}
+    return counters | {name: value for name, value in found.items() if name in wanted}
 
 
 def _captured(

@@ -16,6 +16,9 @@ from corollary.linalg.operator import SYMMETRIC as SYMMETRIC
 from corollary.linalg.operator import Operator as Operator
 from corollary.linalg.operator import Tag as Tag
 from corollary.linalg.operator import block_diagonal as block_diagonal
+from corollary.linalg.per_sample import gradient_gram as gradient_gram
+from corollary.linalg.per_sample import per_sample_gradients as per_sample_gradients
+from corollary.linalg.per_sample import per_sample_square_norms as per_sample_square_norms
 from corollary.linalg.problem import Options as Options
 from corollary.linalg.recurrence import Tridiagonal as Tridiagonal
 from corollary.linalg.recurrence import lanczos as lanczos

@@ -17,7 +17,7 @@ from corollary.verify.layout import Rows, pack, sample_shape
 from corollary.verify.linear_bounds import lower_bounds
 from corollary.verify.prepared import Prepared, prepare
 from corollary.verify.sets import Box, Region
-from corollary.verify.slopes import optimised
+from corollary.verify.slopes import Ascent, optimised
 from corollary.verify.sweep import check, sweep
 
 Method = Literal["interval", "forward", "interval+crown", "forward+crown", "crown", "alpha-crown"]
@@ -118,10 +118,8 @@ class BoundedGraph:
 
     def _optimised(self, regions: list[Region], rows: Tensor, iterations: int, learning_rate: float) -> Tensor:
         found = sweep(self.network, regions)
-        return optimised(
-            self.network, self.output, self._rows(rows), regions, found,
-            iterations=iterations, learning_rate=learning_rate,
-        ).lower  # fmt: skip
+        ascent = Ascent(iterations, learning_rate)
+        return optimised(self.network, self.output, self._rows(rows), regions, found, ascent=ascent).lower
 
     def _matrix(self, rows: Tensor | None, batch: int) -> Tensor:
         outputs = self.network.sizes[self.output]

@@ -27,12 +27,12 @@ from corollary.verify.branching import (
     splittable,
     table_points,
 )
-from corollary.verify.domains import Pool
+from corollary.verify.domains import Pool, constraints, halved, together
 from corollary.verify.known import Known
 from corollary.verify.layout import Rows, pack, sample_shape
 from corollary.verify.leaves import Constraints, multipliers_and_point
 from corollary.verify.limit import OutOfTime
-from corollary.verify.linear_bounds import Bounded, Free, Splits, lower_bounds
+from corollary.verify.linear_bounds import Bounded, Free, lower_bounds
 from corollary.verify.prepared import Prepared
 from corollary.verify.queries import Queries
 from corollary.verify.search import Margin, Outcome
@@ -218,20 +218,7 @@ class _Search:
         values = self.query.rows[0][rows]
         count, each = rows.shape
         start = Rows(pack(self.output, values.reshape(count, each, *sample_shape(self.output))), count, each)
-        splits = {}
-        if multiplier is not None:
-            for node in self.neurons.nodes:
-                place = self.neurons.of(node)
-                here = (domain["entry"] >= place.start) & (domain["entry"] < place.stop) & (domain["sign"] != 0)
-                if not bool(here.any()):
-                    continue
-                order = here.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, : int(here.sum(1).max())]
-                live = here.gather(1, order)
-                entry = torch.where(live, domain["entry"].gather(1, order) - place.start, 0)
-                sign = torch.where(live, domain["sign"].gather(1, order), 0.0)
-                point = torch.where(live, domain["point"].gather(1, order), 0.0)
-                chosen = multiplier.gather(2, order[:, None].expand(-1, each, -1))
-                splits[node] = Splits(entry, sign, point, chosen)
+        splits = {} if multiplier is None else constraints(domain, self.neurons, multiplier)
         region = self._region(count)
         bound = lower_bounds(
             self.network, self.output, start, [region], known, free=free, splits=splits,
@@ -381,7 +368,7 @@ class _Search:
         if split.shape[1] > 1:
             worse = []
             for k in range(split.shape[1]):
-                trial = self._halved(domain, split[:, k].clamp(min=0), at[:, k])
+                trial = halved(domain, split[:, k].clamp(min=0), at[:, k])
                 known, empty = self._known(trial)
                 free = self._free([trial[f"free{i}"] for i in range(len(self.parts))])
                 lower = self._pass(trial, known, free, trial["multiplier"]).lower.amax(1)
@@ -391,8 +378,8 @@ class _Search:
                 worse.append(torch.where(split[:, k] >= 0, value, -torch.inf))
             choice = torch.stack(worse).argmax(0)
         rows = torch.arange(len(split), device=split.device)
-        children = self._halved(domain, split[rows, choice], at[rows, choice])
-        return _together(children, rest), torch.cat([parents, parents, rest_parents])
+        children = halved(domain, split[rows, choice], at[rows, choice])
+        return together(children, rest), torch.cat([parents, parents, rest_parents])
 
     def _settled(self, domain: dict[str, Tensor]) -> dict[str, Tensor]:
         """Domains with nothing to split, each once with the best multipliers; they are bounded again with these."""
@@ -421,30 +408,3 @@ class _Search:
         y = evaluate(self.network.graph, x).reshape(1, 1, -1)
         if bool(self.query.violated(y)[0, 0]) and (self.confirm is None or self.confirm(x)):
             self.met = x
-
-    def _halved(self, domain: dict[str, Tensor], entry: Tensor, point: Tensor) -> dict[str, Tensor]:
-        """The domains with `entry` at most `point`, then those with it at least so."""
-        twice = {name: torch.cat([values, values]) for name, values in domain.items()}
-        full = bool((twice["sign"][:, -1] != 0).any())
-        if full:
-            for name in ("entry", "sign", "point", "multiplier"):
-                twice[name] = torch.nn.functional.pad(twice[name], (0, 1))
-        slot = (twice["sign"] != 0).sum(1, keepdim=True)
-        sign = torch.cat([torch.ones_like(point), -torch.ones_like(point)])
-        for name, value in (("entry", torch.cat([entry, entry])), ("sign", sign), ("point", torch.cat([point, point]))):
-            twice[name] = twice[name].scatter(1, slot, value[:, None].to(twice[name].dtype))
-        return twice
-
-
-def _together(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The domains of both; split constraints are filled up to one number."""
-    if not len(b["disjunct"]):
-        return a
-    joined = {}
-    for name, values in a.items():
-        other = b[name]
-        if name in ("entry", "sign", "point", "multiplier"):
-            longer = max(values.shape[-1], other.shape[-1])
-            values, other = (torch.nn.functional.pad(v, (0, longer - v.shape[-1])) for v in (values, other))
-        joined[name] = torch.cat([values, other])
-    return joined

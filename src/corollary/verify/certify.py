@@ -19,14 +19,13 @@ from corollary.verify.branch_and_bound import Branching, Root, split_neurons
 from corollary.verify.counterexample import Counterexample, OnnxProgram, replay
 from corollary.verify.falsify import falsify
 from corollary.verify.input_splitting import split_inputs
-from corollary.verify.known import Known
 from corollary.verify.limit import OutOfTime, until
 from corollary.verify.linear_bounds import lower_bounds
 from corollary.verify.prepared import Prepared, prepare
 from corollary.verify.queries import Queries
 from corollary.verify.search import Margin, Outcome
 from corollary.verify.sets import Box, Region
-from corollary.verify.slopes import optimised
+from corollary.verify.slopes import Ascent, optimised
 from corollary.verify.specification import Case, Halfspaces, Specification
 from corollary.verify.sweep import Sweep, sweep
 
@@ -338,10 +337,9 @@ class _Run:
         output = network.graph.outputs[0]
         best = optimised(
             network, output, query.on(output), [query.region], found,
-            iterations=self.config.iterations, deadline=self.deadline, goal=query.offsets + 1e-3,
+            ascent=Ascent(self.config.iterations, deadline=self.deadline), goal=query.offsets + 1e-3,
         )  # fmt: skip
-        known = Known(network, 1, best.bounds)
-        bound = lower_bounds(network, output, query.on(output), [query.region], known, free=best.free)
+        bound = lower_bounds(network, output, query.on(output), [query.region], best.known, free=best.free)
         lower = margin.below(bound, query.offsets)
         margins = query.margins(lower)
         query = replace(query, open=query.open & ~(margins > 0))
@@ -354,7 +352,7 @@ class _Run:
             return Outcome("stuck", None, 0, float(margins.min()))
         branching = self.config.branching if at_once is None else replace(self.config.branching, batch=at_once)
         return split_neurons(
-            network, query, Root(known, best.free, lower), margin, deadline=self.deadline, branching=branching,
+            network, query, Root(best.known, best.free, lower), margin, deadline=self.deadline, branching=branching,
             generator=Seeds(self.config.seed)("branching"), confirm=self._confirmed,
         )  # fmt: skip
 

@@ -1,7 +1,11 @@
-"""The open domains of a branch and bound search: slots of tensors, taken worst first."""
+"""Domains of a branch and bound search, rows of tensors by name: the open ones, their halves, their constraints."""
 
 import torch
 from torch import Tensor
+
+from corollary.graph import Node
+from corollary.verify.branching import Neurons
+from corollary.verify.linear_bounds import Splits
 
 
 class Pool:
@@ -61,3 +65,49 @@ def _padded(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     out = values.new_zeros(len(values), *shape)
     out[(slice(None), *(slice(size) for size in values.shape[1:]))] = values
     return out
+
+
+def constraints(domain: dict[str, Tensor], neurons: Neurons, multiplier: Tensor) -> dict[Node, Splits]:
+    """The split constraints of domains by node, with multipliers (domains, rows, constraints)."""
+    found = {}
+    for node in neurons.nodes:
+        place = neurons.of(node)
+        here = (domain["entry"] >= place.start) & (domain["entry"] < place.stop) & (domain["sign"] != 0)
+        if not bool(here.any()):
+            continue
+        order = here.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, : int(here.sum(1).max())]
+        live = here.gather(1, order)
+        entry = torch.where(live, domain["entry"].gather(1, order) - place.start, 0)
+        sign = torch.where(live, domain["sign"].gather(1, order), 0.0)
+        point = torch.where(live, domain["point"].gather(1, order), 0.0)
+        chosen = multiplier.gather(2, order[:, None].expand(-1, multiplier.shape[1], -1))
+        found[node] = Splits(entry, sign, point, chosen)
+    return found
+
+
+def halved(domain: dict[str, Tensor], entry: Tensor, point: Tensor) -> dict[str, Tensor]:
+    """The domains with `entry` at most `point`, then those with it at least so."""
+    twice = {name: torch.cat([values, values]) for name, values in domain.items()}
+    full = bool((twice["sign"][:, -1] != 0).any())
+    if full:
+        for name in ("entry", "sign", "point", "multiplier"):
+            twice[name] = torch.nn.functional.pad(twice[name], (0, 1))
+    slot = (twice["sign"] != 0).sum(1, keepdim=True)
+    sign = torch.cat([torch.ones_like(point), -torch.ones_like(point)])
+    for name, value in (("entry", torch.cat([entry, entry])), ("sign", sign), ("point", torch.cat([point, point]))):
+        twice[name] = twice[name].scatter(1, slot, value[:, None].to(twice[name].dtype))
+    return twice
+
+
+def together(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The domains of both; split constraints are filled up to one number."""
+    if not len(b["disjunct"]):
+        return a
+    joined = {}
+    for name, values in a.items():
+        other = b[name]
+        if name in ("entry", "sign", "point", "multiplier"):
+            longer = max(values.shape[-1], other.shape[-1])
+            values, other = (torch.nn.functional.pad(v, (0, longer - v.shape[-1])) for v in (values, other))
+        joined[name] = torch.cat([values, other])
+    return joined

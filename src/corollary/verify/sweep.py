@@ -13,15 +13,13 @@ from corollary.verify.intervals import Interval, apply_interval
 from corollary.verify.known import Known, interval_of
 from corollary.verify.layout import unpack
 from corollary.verify.limit import check_time
-from corollary.verify.linear_bounds import Free, Splits, lower_bounds
+from corollary.verify.linear_bounds import Splits, lower_bounds
 from corollary.verify.prepared import Prepared
 from corollary.verify.sets import Box, Region
 from corollary.verify.windows import row_width
 
 COEFFICIENTS = 2**18
 """Rows are carried back in parts of so many coefficients at the widest node: 1 MB in float32, which a cache holds."""
-
-FreeByStart = Mapping[Node, Free]
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,19 +84,6 @@ def sweep(
     return Sweep(known, positions)
 
 
-def resweep(network: Prepared, regions: Sequence[Region], found: Sweep, free: FreeByStart) -> Known:
-    """The bounds again, by other free parameters; entries without a backward pass keep the bounds they had."""
-    known = Known(network, found.known.batch)
-    for node in network.graph:
-        if node in network.bounded:
-            known.bounds[node] = found.known.bounds[node]
-            if node in found.positions:
-                positions = found.positions[node]
-                lower = lower_bounds(network, node, positions, regions, known, free=free.get(node)).lower
-                known.bounds[node] = _entered(node, known.flat(node), positions, lower)
-    return known
-
-
 def open_entries(network: Prepared, node: Node, known: Known) -> Tensor:
     """The entries whose relaxation is not exact, (batch, entries)."""
     lower, upper = known.flat(node)
@@ -158,13 +143,13 @@ def sharpened(
             lower_bounds(network, node, piece, some, part, splits=chosen).lower
             for piece in positions.split(max(1, COEFFICIENTS // (len(samples) * widest)), dim=1)
         ]
-        ends = _entered(node, part.flat(node), positions, torch.cat(found, dim=1))
+        ends = entered(node, part.flat(node), positions, torch.cat(found, dim=1))
         low, high = (unpack(node, end, len(samples), 1).flatten(1) for end in (ends.lower, ends.upper))
         lower[samples], upper[samples] = low, high
     return interval_of(node, lower, upper)
 
 
-def _entered(node: Node, ends: tuple[Tensor, Tensor], positions: Tensor, found: Tensor) -> Interval:
+def entered(node: Node, ends: tuple[Tensor, Tensor], positions: Tensor, found: Tensor) -> Interval:
     """Bounds (batch, entries) met with lower bounds found of signed entries, (batch, count)."""
     half = positions.shape[1] // 2
     entries = positions[:, :half] - 1

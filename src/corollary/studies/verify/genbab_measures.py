@@ -31,7 +31,7 @@ from corollary.verify.relaxations.s_shaped import sigmoid_curve, tanh_curve
 from corollary.verify.relaxations.smooth import gelu_curve
 from corollary.verify.search import Margin
 from corollary.verify.sets import Box
-from corollary.verify.slopes import optimised
+from corollary.verify.slopes import Ascent, optimised
 from corollary.verify.specification import Specification
 from corollary.verify.sweep import sweep
 
@@ -119,12 +119,11 @@ def rooted(network: Prepared, specification: Specification, iterations: int) -> 
     query = Queries.of(specification, network.dtype, network.device)
     output = network.graph.outputs[0]
     found = sweep(network, [query.region])
-    best = optimised(network, output, query.on(output), [query.region], found, iterations=iterations)
-    known = Known(network, 1, best.bounds)
-    bound = lower_bounds(network, output, query.on(output), [query.region], known, free=best.free)
+    best = optimised(network, output, query.on(output), [query.region], found, ascent=Ascent(iterations))
+    bound = lower_bounds(network, output, query.on(output), [query.region], best.known, free=best.free)
     lower = margin.below(bound, query.offsets)
     open_ = query.open & ~(query.margins(lower) > 0)
-    return replace(query, open=open_), Root(known, best.free, lower)
+    return replace(query, open=open_), Root(best.known, best.free, lower)
 
 
 def searched(

@@ -1,7 +1,6 @@
 """A network written out in the few ops that bounds understand."""
 
 from corollary.verify.primitives import arithmetic, layers, normalisation, sorting
-from corollary.verify.primitives.rewriter import SoftmaxForm as SoftmaxForm
 from corollary.verify.primitives.rewriter import is_primitive as is_primitive
 from corollary.verify.primitives.rewriter import primitives as primitives
 

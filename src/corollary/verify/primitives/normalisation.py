@@ -42,41 +42,9 @@ def _softmax(to: Rewriter, op: Softmax, x: Node) -> Node:
 
 def softmax(to: Rewriter, x: Node, axis: int, seen: Node | None) -> Node:
     """The softmax over the entries where the constant `seen` is 1; over all where it is None."""
-    if to.softmax == "native":
-        return _native(to, x, axis, seen)
-    if to.softmax == "differences":
-        return _by_differences(to, x, axis, seen)
     exponentials = _exponentials(to, x, seen)
     total = to.emit(Sum((axis,), keep_axes=True), exponentials)
     return to.emit(Multiply(), exponentials, to.emit(Reciprocal(), total))
-
-
-def _native(to: Rewriter, x: Node, axis: int, seen: Node | None) -> Node:
-    if seen is not None:
-        mask = to.constant(torch.where(_known(to, seen) == 0, -math.inf, 0.0).to(x.dtype), "mask")
-        x = to.emit(Add(), x, mask)
-    return to.keep(Softmax(axis), x)
-
-
-def _by_differences(to: Rewriter, x: Node, axis: int, seen: Node | None) -> Node:
-    """1 / sum_i exp(x_i - x_k): the entry itself gives exp(0) = 1 exactly."""
-    last = len(x.shape) - 1
-    swap = tuple({axis: last, last: axis}.get(i, i) for i in range(last + 1))
-    rows = to.emit(Permute(swap), x)
-    *outer, n = rows.shape
-    own = to.emit(Reshape((*outer, n, 1)), rows)
-    others = to.emit(Reshape((*outer, 1, n)), rows)
-    weights = to.emit(Exp(), to.emit(Subtract(), others, own))
-    if seen is None:
-        found = to.emit(Reciprocal(), to.emit(Sum((last + 1,)), weights))
-        to.hold(found, (0.0, 1.0))
-        return to.emit(Permute(swap), found)
-    mask = _known(to, seen)
-    mask = mask.expand(torch.broadcast_shapes(mask.shape, (1,) * (last + 1))).transpose(axis, last)
-    counted = to.emit(Multiply(), weights, to.constant(mask.unsqueeze(-2), "seen"))
-    found = to.emit(Reciprocal(), to.emit(Sum((last + 1,)), counted))
-    shown = to.emit(Multiply(), found, to.constant(mask, "seen"))
-    return to.emit(Permute(swap), shown)
 
 
 def _exponentials(to: Rewriter, x: Node, seen: Node | None) -> Node:
@@ -95,12 +63,6 @@ def _unmasked(to: Rewriter, x: Node) -> tuple[Node, Node | None]:
             seen = to.constant((added >= MASKED).to(x.dtype), "seen")
             return (to.emit(Add(), own, to.constant(finite, "unmasked")) if bool(finite.any()) else own), seen
     return x, None
-
-
-def _known(to: Rewriter, node: Node) -> torch.Tensor:
-    value = to.value(node)
-    assert value is not None  # masks are made of known constants
-    return value
 
 
 @parts_of(LogSoftmax)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -38,7 +38,6 @@ from corollary.graph.ops import (
     Sign,
     SiLU,
     Sin,
-    Softmax,
     Softplus,
     Sqrt,
     Stored,
@@ -46,7 +45,6 @@ from corollary.graph.ops import (
     Torch,
 )
 
-SoftmaxForm: TypeAlias = Literal["exp", "differences", "native"]
 Range: TypeAlias = tuple[float, float]
 Parts: TypeAlias = Callable[..., Node]
 """parts(rewriter, op, *inputs) -> the node that computes the op."""
@@ -76,16 +74,13 @@ def is_primitive(op: Op, moving: frozenset[int]) -> bool:
     return isinstance(op, NONLINEAR) or op.affine_in(moving)
 
 
-def primitives(graph: Graph, *, softmax: SoftmaxForm = "exp") -> tuple[Graph, dict[Node, Range]]:
+def primitives(graph: Graph) -> tuple[Graph, dict[Node, Range]]:
     """The same function in ops that bounds understand: `NONLINEAR` ones, and ops affine in what depends on the inputs.
 
     What does not depend on the inputs is computed and stored, so the result has no parameters. Equal nodes are
-    merged. Nodes keep layer and source line of the op that they come from.
-
-    Args:
-        softmax: "exp": exp(x_k) / sum_i exp(x_i), without the usual shift by the largest, which would bring every input
-            in twice: it overflows for x > 88 in single precision; "differences": 1 / sum_i exp(x_i - x_k), which is
-            tighter and forms n^2 differences along an axis of n; "native": as it is, for meanings that have a rule.
+    merged. Nodes keep layer and source line of the op that they come from. A softmax is exp(x_k) / sum_i exp(x_i),
+    without the usual shift by the largest, which would bring every input in twice: in single precision it overflows
+    for x > 88, and bounds are infinite there.
 
     Returns: the graph; and values that nodes cannot leave although their ops could: a softmax stays in [0, 1], a
         standardised value of n within sqrt(n - 1).
@@ -94,15 +89,14 @@ def primitives(graph: Graph, *, softmax: SoftmaxForm = "exp") -> tuple[Graph, di
         on the inputs, a sort of more than 16, an Einstein sum of two unknowns that is no matrix product.
     """
     with torch.no_grad():
-        return Rewriter(graph, softmax).run()
+        return Rewriter(graph).run()
 
 
 class Rewriter:
     """The state of one rewriting; rules call `emit`, which writes out, folds and merges."""
 
-    def __init__(self, graph: Graph, softmax: SoftmaxForm):
+    def __init__(self, graph: Graph):
         self.graph = graph
-        self.softmax: SoftmaxForm = softmax
         self.users = graph.users()
         self.origin = graph.nodes[0]
         self.ranges: dict[Node, Range] = {}
@@ -150,8 +144,7 @@ class Rewriter:
     def keep(self, op: Op, *inputs: Node) -> Node:
         """The node of an op as it is; the same node for the same op and inputs."""
         moving = frozenset(i for i, source in enumerate(inputs) if self.moves(source))
-        wanted = self.softmax == "native" and isinstance(op, Softmax)
-        if moving and not wanted and not is_primitive(op, moving):
+        if moving and not is_primitive(op, moving):
             raise self.declined(op)
         key = None if isinstance(op, Torch) else (op, inputs)
         if key is not None and key in self._merged:
