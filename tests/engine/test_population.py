@@ -429,6 +429,20 @@ def test_the_modules_given_are_never_written_to(data):
         assert all(torch.equal(value, values[name]) for name, value in net.state_dict().items())
 
 
+def test_one_against_the_rest_counts_signs_of_each_sample(data):
+    x, labels = data
+    rows = 2 * F.one_hot(labels, 3).to(DTYPE) - 1
+    subsets = [torch.arange(10), torch.arange(10, 37)]
+    done = population(
+        mlp, (x, rows), size=2, loss=F.mse_loss, subsets=subsets, batch_size=4, steps=3, measure_train=True
+    )
+    for index, subset in enumerate(subsets):
+        with torch.no_grad():
+            signs = (done.member(index)(x[subset]) * rows[subset] > 0).to(DTYPE).mean()
+        assert done.record.last("train_accuracy")[index] == pytest.approx(float(signs), abs=1e-12)
+        assert done.record["accuracy"].shape == (len(done.record), 2)
+
+
 def test_evaluation_is_each_members_own_in_evaluation_mode(data):
     trained = population(normed, data, seeds=[1, 2], batch_size=8, steps=6)
     scores = trained.evaluate(data)

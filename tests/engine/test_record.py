@@ -80,3 +80,15 @@ def test_schedules():
     for bad in (lambda: every(0), lambda: schedule("log", per_decade=0)):
         with pytest.raises(BadInput):
             bad()
+
+
+def test_what_is_logged_is_a_copy_and_many_small_values_share_few_blocks():
+    record, value = TrainingRecord(), np.arange(3.0)
+    for step in range(3000):
+        record.log(step, loss=value, rate=float(step))
+        value += 1
+    assert record["loss"][10].tolist() == [10, 11, 12]
+    assert record["rate"][-1] == 2999
+    # A block of its own for each value would pin the memory between the large temporaries of a training step.
+    blocks = {id(array.base) for row in record._rows.values() for array in row.values()}
+    assert len(blocks) < 20

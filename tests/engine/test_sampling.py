@@ -1,11 +1,13 @@
 """Batches visit each member's samples as an epoch should, and labels are flipped exactly as often as asked."""
 
+import math
+
 import pytest
 import torch
 
 from corollary.base.errors import BadInput
 from corollary.engine import batch_order, flip_labels, sampling
-from corollary.engine.sampling import Batches
+from corollary.engine.sampling import Batches, distinct_rows
 
 
 def member_batches(batches: Batches, member: int, steps: range) -> list[list[int]]:
@@ -63,6 +65,45 @@ def test_orders():
     drawn = batch_order(1, 0, 20_000, "replacement")
     distinct = len(drawn.unique()) / 20_000  # 1 - 1/e of the samples appear in a bootstrap
     assert distinct == pytest.approx(1 - torch.exp(torch.tensor(-1.0)).item(), abs=0.01)
+
+
+@pytest.mark.parametrize("size", [2, 5], ids=["drawn again where double", "sorted"])
+def test_fresh_batches_hold_distinct_samples_each_set_equally_often(size):
+    rows = distinct_rows(6, size, 60_000, torch.Generator().manual_seed(0))
+    assert rows.shape == (60_000, size)
+    codes = (2 ** rows.sort(1).values).sum(1)
+    found, counts = codes.unique(return_counts=True)
+    sets = math.comb(6, size)
+    assert len(found) == sets  # a repeated sample would give a code of another set
+    deviations = (counts - 60_000 / sets) / (60_000 / sets * (1 - 1 / sets)) ** 0.5
+    assert float(deviations.abs().max()) < 4
+
+
+def test_fresh_batches_are_a_function_of_seed_and_epoch_and_repeat_samples_between_batches():
+    batches = make(sizes=(3, 5), order="fresh")
+    assert batches.steps_per_epoch == (3, 1)  # whole batches only
+    seen = member_batches(batches, 0, range(6))
+    first = batch_order(4, 0, 10, "fresh", 3).view(3, 3) + 100
+    second = batch_order(4, 1, 10, "fresh", 3).view(3, 3) + 100
+    assert seen == [*first.tolist(), *second.tolist()]
+    assert all(len(set(batch)) == 3 for batch in seen)
+    assert len({index for batch in seen[:3] for index in batch}) < 9  # an epoch of "shuffle" would show nine
+    assert batch_order(4, 0, 10, "fresh", 3).tolist() == batch_order(4, 0, 10, "fresh", 3).tolist()
+
+
+@pytest.mark.parametrize("order", ["fresh", "shuffle"])
+def test_one_batch_an_epoch_is_not_the_whole_set(order):
+    batches = make(sizes=(7, 7), lengths=(10, 10), order=order, drop_last=True)
+    assert batches.steps_per_epoch == (1, 1)
+    assert not batches.full
+    assert batches(0)[0].shape == (2, 7)
+    assert batches(0)[0].tolist() != batches(1)[0].tolist()
+
+
+@pytest.mark.parametrize("size", [None, 0, 11])
+def test_fresh_batches_of_an_impossible_size_are_refused(size):
+    with pytest.raises(BadInput, match="distinct samples were asked of 10"):
+        batch_order(0, 0, 10, "fresh", size)
 
 
 @pytest.mark.parametrize("labels", [torch.arange(60) % 4, (torch.arange(60) % 2).double() * 2 - 1], ids=["four", "±1"])

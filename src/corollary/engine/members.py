@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from corollary.base.errors import BadInput
 from corollary.base.network import Batch, Inputs, Loss, Params, call, evaluating, map_inputs
-from corollary.engine.scores import cross_entropy, hits
+from corollary.engine.scores import accuracy_of, cross_entropy, hits
 
 ROWS_AT_ONCE = 65_536
 """Samples times members that are evaluated together, to bound memory."""
@@ -54,6 +54,16 @@ class Members:
         """The same architectures with other parameters and buffers."""
         other = copy(self)
         other.params, other.buffers = params, buffers
+        return other
+
+    def select(self, rows: Tensor) -> "Members":
+        """The members of these numbers, `[selected]`, with copies of their values."""
+        other = copy(self)
+        other.architectures = tuple(self.architectures[row] for row in rows.tolist())
+        other.params, other.buffers, other.masks = (
+            None if stacks is None else {name: stack.index_select(0, rows) for name, stack in stacks.items()}
+            for stacks in (self.params, self.buffers, self.masks)
+        )
         return other
 
     def module(self, index: int) -> nn.Module:
@@ -107,7 +117,7 @@ class Members:
         correct = hits(outputs, y if own else y.expand(len(self), *y.shape))
         if correct is None:
             return {"loss": losses}
-        return {"loss": losses, "accuracy": correct.mean(1) if w is None else (correct * w).sum(1)}
+        return {"loss": losses, "accuracy": accuracy_of(correct, w)}
 
     def forward_train(
         self, inputs: Inputs, targets: Tensor, weights: Tensor | None, loss: Loss, own: tuple[bool, bool]
@@ -219,10 +229,10 @@ def _functional(module: nn.Module, params: Params, buffers: Params, inputs: Inpu
 
 @final
 class _TransposedLinear(TorchFunctionMode):
-    """Linear layers as (W x^T)^T: the same numbers, sooner.
+    """Linear layers with fewer outputs than samples as (W x^T)^T: the same numbers, sooner.
 
-    A batched product with few columns, such as x W^T for ten classes, takes up to four times as long as its
-    transpose, forward and backward; and the gradient of W arrives in the layout of W, so that updates need no strides.
+    A batched product with few columns takes up to four times as long as its transpose, forward and backward: x W^T has
+    as many as outputs (ten classes), W x^T as many as samples.
     """
 
     def __torch_function__(
@@ -230,8 +240,9 @@ class _TransposedLinear(TorchFunctionMode):
     ) -> Any:
         if function is F.linear and len(args) == 3 and not kwargs and args[0].ndim == 2:
             inputs, weight, bias = args
-            product = (weight @ inputs.mT).mT
-            return product if bias is None else product + bias
+            if inputs.shape[0] > weight.shape[0]:
+                product = (weight @ inputs.mT).mT
+                return product if bias is None else product + bias
         return function(*args, **(kwargs or {}))
 
 

@@ -75,6 +75,7 @@ class TrainingRecord:
         self.meta: dict[str, Any] = dict(meta or {})
         self._rows: dict[int, dict[str, np.ndarray]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._shelf = _Shelf()
 
     def log(self, step: int, **values: Value) -> None:
         """Add measurements made at `step`.
@@ -89,7 +90,8 @@ class TrainingRecord:
                     f"column {name!r} holds values of shape {shape}, got {array.shape} at step {step}: "
                     "log values of another shape under another name"
                 )
-        self._rows.setdefault(step, {}).update(arrays)
+        kept = {name: self._shelf.keep(array) for name, array in arrays.items()}
+        self._rows.setdefault(step, {}).update(kept)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -209,6 +211,28 @@ class TrainingRecord:
             self.log(step, **{name: values[row] for name, values in columns.items()})
 
 
+@final
+class _Shelf:
+    """Copies of many small arrays, in few large ones.
+
+    Small blocks of memory that stay, each allocated between the large ones of a training step that go, would split the
+    free memory: no block of the last step would fit the next, and the process would grow by such a block every step.
+    """
+
+    def __init__(self) -> None:
+        self._block, self._used = np.empty(0), 0
+
+    def keep(self, array: np.ndarray) -> np.ndarray:
+        """A copy of `array`."""
+        if self._used + array.size > len(self._block):
+            self._block = np.empty(max(array.size, 64, min(2 * len(self._block), 2**16)))
+            self._used = 0
+        copy = self._block[self._used : self._used + array.size].reshape(array.shape)
+        copy[...] = array
+        self._used += array.size
+        return copy
+
+
 def _as_array(value: Value) -> np.ndarray:
     array = value.detach().cpu().to(torch.float64).numpy() if isinstance(value, Tensor) else value
-    return np.array(array, dtype=np.float64)
+    return np.asarray(array, dtype=np.float64)

@@ -10,25 +10,48 @@ from torch import Tensor, nn
 from corollary.base.errors import BadInput
 from corollary.base.seeds import Seeds
 
-Order: TypeAlias = Literal["shuffle", "replacement", "fixed"]
+Order: TypeAlias = Literal["shuffle", "replacement", "fresh", "fixed"]
 _BLOCK_ENTRIES = 4_000_000  # indices drawn ahead for all members together: 32 MB
 
 
-def batch_order(seed: int, epoch: int, samples: int, order: Order = "shuffle") -> Int[Tensor, "samples"]:
+def batch_order(
+    seed: int, epoch: int, samples: int, order: Order = "shuffle", batch_size: int | None = None
+) -> Int[Tensor, "visited"]:
     """The order in which epoch `epoch` of the run with that seed visits its samples.
 
     Args:
         seed: of the run, or of the member of a population.
         epoch: 0, 1, ...
         samples: size of the training set.
-        order: `"shuffle"` a new permutation each epoch, `"replacement"` independent uniform draws, `"fixed"` 0, 1, ...
+        order: `"shuffle"` a new permutation each epoch, `"replacement"` independent uniform draws, `"fresh"` batches
+            independent of each other, each of `batch_size` distinct samples, `"fixed"` 0, 1, ...
+        batch_size: for `"fresh"`, whose epochs hold whole batches only.
+    Raises: BadInput, if `"fresh"` comes without a batch size in 1..samples.
     """
     if order == "fixed":
         return torch.arange(samples)
     generator = Seeds(seed)(f"batch order {epoch}")
     if order == "replacement":
         return torch.randint(samples, (samples,), generator=generator)
+    if order == "fresh":
+        size = batch_size or 0
+        return distinct_rows(samples, size, samples // max(size, 1), generator).flatten()
     return torch.randperm(samples, generator=generator)
+
+
+def distinct_rows(samples: int, size: int, rows: int, generator: torch.Generator) -> Int[Tensor, "rows size"]:
+    """Independent rows of `size` distinct indices below `samples`, each set equally likely.
+
+    Raises: BadInput, unless 1 <= size <= samples.
+    """
+    if not 1 <= size <= samples:
+        raise BadInput(f"{size} distinct samples were asked of {samples}: a batch has at least 1 and at most all")
+    if size * size > samples:  # then most rows drawn blindly would hold a sample twice
+        return torch.rand(rows, samples, generator=generator, dtype=torch.float64).argsort(1)[:, :size]
+    drawn = torch.randint(samples, (rows, size), generator=generator)
+    while len(twice := (drawn.sort(1).values.diff(dim=1) == 0).any(1).nonzero().flatten()):
+        drawn[twice] = torch.randint(samples, (len(twice), size), generator=generator)
+    return drawn
 
 
 def flip_labels(targets: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
@@ -67,6 +90,7 @@ class Batches:
 
     An epoch of a member is one pass over its own samples in its own order; where its batch size does not divide them,
     the last batch is smaller, or left out with `drop_last`. A member whose batch is its whole set sees it in order.
+    With the order "fresh" batches know nothing of each other, and an epoch is as many as fit the member's set.
 
     Args:
         seeds: one per member.
@@ -91,12 +115,13 @@ class Batches:
         self.sizes = tuple(min(size, len(subset)) for size, subset in zip(batch_sizes, subsets, strict=True))
         self.order: Order = order
         self.steps_per_epoch = tuple(
-            len(subset) // size if drop_last else -(-len(subset) // size)
+            len(subset) // size if drop_last or order == "fresh" else -(-len(subset) // size)
             for size, subset in zip(self.sizes, self.subsets, strict=True)
         )
         self.uniform = len(set(self.sizes)) == 1 and len({len(subset) for subset in subsets}) == 1
         """Whether all members have the same number of samples in each batch."""
-        self.full = order != "replacement" and all(per_epoch == 1 for per_epoch in self.steps_per_epoch)
+        whole = all(size == len(subset) for size, subset in zip(self.sizes, self.subsets, strict=True))
+        self.full = order != "replacement" and whole
         """Whether every step of every member sees its whole set: then all steps have the same batch."""
         self._start, self._block, self._counts = 0, torch.empty(0, len(seeds), 0, dtype=torch.long), [[0]]
 
@@ -125,11 +150,15 @@ class Batches:
         filling = torch.stack([subset[0] for subset in self.subsets])
         block = filling[None, :, None].expand(length, members, widest).clone()
         counts = [[0] * members for _ in range(length)]
+        drawn: dict[tuple[int, int, int, int], Tensor] = {}  # paired members, of one seed and set, share their batches
         for member, per_epoch in enumerate(self.steps_per_epoch):
             for epoch in range(start // per_epoch, (start + length - 1) // per_epoch + 1):
                 first, last = max(start, epoch * per_epoch), min(start + length, (epoch + 1) * per_epoch)
                 size = self.sizes[member]
-                visited = self._epoch(member, epoch)[(first - epoch * per_epoch) * size :]
+                key = (self.seeds[member], id(self.subsets[member]), size, epoch)
+                if key not in drawn:
+                    drawn[key] = self._epoch(member, epoch)
+                visited = drawn[key][(first - epoch * per_epoch) * size :]
                 whole = min(last - first, len(visited) // size)
                 block[first - start : first - start + whole, member, :size] = visited[: whole * size].view(whole, size)
                 lengths = [size] * whole
@@ -144,5 +173,5 @@ class Batches:
     def _epoch(self, member: int, epoch: int) -> Int[Tensor, "visited"]:
         """The samples one member visits in one epoch, in order."""
         subset, size, steps = self.subsets[member], self.sizes[member], self.steps_per_epoch[member]
-        order: Order = "fixed" if size == len(subset) and self.order == "shuffle" else self.order
-        return subset[batch_order(self.seeds[member], epoch, len(subset), order)][: steps * size]
+        order: Order = "fixed" if size == len(subset) and self.order in ("shuffle", "fresh") else self.order
+        return subset[batch_order(self.seeds[member], epoch, len(subset), order, size)][: steps * size]

@@ -32,3 +32,15 @@ def hits(outputs: Tensor, targets: Tensor) -> Tensor | None:
     if targets.is_floating_point() and values.shape == targets.shape and bool((targets.abs() == 1).all()):
         return (values * targets > 0).to(outputs.dtype)
     return None
+
+
+def accuracy_of(correct: Tensor, weights: Tensor | None) -> Tensor:
+    """Share of correct answers of each member, `[members]`.
+
+    Args:
+        correct: what `hits` says, `[members, samples]`, or with targets one against the rest
+            `[members, samples, outputs]`, where each sign is an answer.
+        weights: of the samples, `[members, samples]`, summing to 1; by default they count the same.
+    """
+    by_sample = correct.flatten(2).mean(2) if correct.ndim > 2 else correct
+    return by_sample.mean(1) if weights is None else (by_sample * weights).sum(1)

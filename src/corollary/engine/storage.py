@@ -113,7 +113,8 @@ def _digest(digest: Any, value: Any) -> None:
     elif isinstance(value, np.generic):
         _digest(digest, value.item())
     elif isinstance(value, Tensor):
-        _digest(digest, value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        whole = value.detach().cpu().clone(memory_format=torch.contiguous_format)  # one entry, expanded, has stride 0
+        _digest(digest, whole.flatten().view(torch.uint8).numpy().tobytes())
         tag(f"tensor:{value.dtype}:{tuple(value.shape)}")
     elif isinstance(value, np.ndarray) and value.dtype.kind in "biufcSU":
         tag(f"array:{value.dtype}:{value.shape}")

@@ -20,7 +20,7 @@ from corollary.engine.record import Schedule
 from corollary.engine.rules import Rule, Slots, along
 from corollary.engine.sampling import Batches
 from corollary.engine.schedules import LearningRateSchedule
-from corollary.engine.scores import hits
+from corollary.engine.scores import accuracy_of, hits
 from corollary.engine.storage import fingerprint
 
 _OUTCOMES = tuple(Outcome)
@@ -52,8 +52,14 @@ class TrainingState:
 
 
 class Pass(NamedTuple):
-    """What one forward and backward pass gave."""
+    """What one forward and backward pass gave.
 
+    Fields:
+        rows: the members it was of, or None for all; to the others it gave zeros.
+        outputs, targets, sample_weights: of those members; all else is of all members.
+    """
+
+    rows: Tensor | None
     losses: Tensor
     outputs: Tensor
     targets: Tensor
@@ -165,25 +171,43 @@ class Trainer:
         self._end(state, state.alive, Outcome.OUT_OF_TIME)
         return info
 
-    def _targets_at(self, indices: Tensor) -> Tensor:
-        return self.targets.gather(1, indices) if self.own_targets else _rows(self.targets, indices)
+    def _targets_at(self, indices: Tensor, rows: Tensor | None) -> Tensor:
+        if not self.own_targets:
+            return _rows(self.targets, indices)
+        return _of(self.targets, rows).gather(1, indices)
 
     def _differentiate(self, state: TrainingState) -> Pass:
+        rows = _still_training(state.alive)
+        members = self._members_of(state, rows)
         indices, sample_weights = self.batches(state.step)
+        sample_weights = None if sample_weights is None else _of(sample_weights, rows)
         if self.shared_batch:
-            inputs, targets, own = self.inputs, self.targets, (False, self.own_targets)
+            inputs, own = self.inputs, (False, self.own_targets)
+            targets = _of(self.targets, rows) if self.own_targets else self.targets
         else:
-            inputs = map_inputs(lambda t: _rows(t, indices), self.inputs)
-            targets, own = self._targets_at(indices), (True, True)
-        leaves = {name: p.detach().requires_grad_() for name, p in state.params.items()}
-        members = self.members.with_values(leaves, state.buffers)
+            indices, own = _of(indices, rows), (True, True)
+            inputs, targets = map_inputs(lambda t: _rows(t, indices), self.inputs), self._targets_at(indices, rows)
+        leaves = {name: p.detach().requires_grad_() for name, p in members.params.items()}
+        members = members.with_values(leaves, members.buffers)
         losses, outputs, buffers = members.forward_train(inputs, targets, sample_weights, self.loss, own)
         found = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
         gradients = {name: g for name, g in zip(leaves, found, strict=True) if g is not None}
         if members.masks is not None:  # where an activation is not 0 at 0, outgoing weights of padding have a gradient
             gradients = {name: g * members.masks[name] for name, g in gradients.items()}
-        targets = targets if own[1] else targets.expand(len(members), *targets.shape)
-        return Pass(losses.detach(), outputs.detach(), targets, sample_weights, buffers, gradients)
+        size = len(self.members)
+        return Pass(
+            rows=rows,
+            losses=_among(losses.detach(), rows, size),
+            outputs=outputs.detach(),
+            targets=targets if own[1] else targets.expand(len(members), *targets.shape),
+            sample_weights=sample_weights,
+            buffers={name: _among(buffer, rows, size) for name, buffer in buffers.items()},
+            gradients={name: _among(gradient, rows, size) for name, gradient in gradients.items()},
+        )
+
+    def _members_of(self, state: TrainingState, rows: Tensor | None) -> Members:
+        members = self.members.with_values(state.params, state.buffers)
+        return members if rows is None else members.select(rows)
 
     def _end_diverged(self, state: TrainingState, done: Pass) -> None:
         probe = done.losses
@@ -208,20 +232,24 @@ class Trainer:
 
     def _measure(self, state: TrainingState, done: Pass) -> dict[str, Tensor]:
         """All columns, NaN for members that have ended; then the stopping rules and the best weights by them."""
-        now = self.members.with_values(state.params, state.buffers)
+        training, size = self._members_of(state, done.rows), len(self.members)
         values = {"loss": done.losses}
         correct = hits(done.outputs, done.targets)
         if correct is not None:
-            weights = done.sample_weights
-            values["accuracy"] = correct.mean(1) if weights is None else (correct * weights).sum(1)
+            values["accuracy"] = _among(accuracy_of(correct, done.sample_weights), done.rows, size)
         values["learning_rate"] = self._rate(state.step)
         values["gradient_norm"] = stacked_norm(done.gradients)
         values["weight_norm"] = stacked_norm(state.params)
         values["distance"] = stacked_norm({name: p - self.members.params[name] for name, p in state.params.items()})
-        for name, data in self.validation.items():
-            values |= {f"{name}_{key}": value for key, value in now.evaluate(data, self.loss).items()}
+        scores = {
+            f"{name}_{key}": value
+            for name, data in self.validation.items()
+            for key, value in training.evaluate(data, self.loss).items()
+        }
         if self.measure_train:
-            values |= {f"train_{key}": value for key, value in self._evaluate_training(now).items()}
+            scores |= {f"train_{key}": value for key, value in self._evaluate_training(training, done.rows).items()}
+        values |= {name: _among(value, done.rows, size) for name, value in scores.items()}
+        now = self._members_of(state, None)
         values |= {name: measure(now) for name, measure in self.measures.items()}
         stopping = self.stop_when(values).to(torch.bool) if self.stop_when is not None else None
         self._keep_best(state, values[self.monitor])
@@ -229,17 +257,18 @@ class Trainer:
             self._end(state, state.alive & stopping, Outcome.STOPPED)
         return {name: _alive_only(value, state) for name, value in values.items()}
 
-    def _evaluate_training(self, members: Members) -> dict[str, Tensor]:
+    def _evaluate_training(self, members: Members, rows: Tensor | None) -> dict[str, Tensor]:
         if self.shared_batch and not self.own_targets:
             return members.evaluate((self.inputs, self.targets), self.loss)
-        sizes = torch.tensor([len(subset) for subset in self.batches.subsets])[:, None]
-        rows = torch.nn.utils.rnn.pad_sequence(list(self.batches.subsets), batch_first=True)
-        weights = (torch.arange(rows.shape[1]) < sizes) / sizes.to(torch.float64)
+        subsets = self.batches.subsets if rows is None else [self.batches.subsets[row] for row in rows.tolist()]
+        sizes = torch.tensor([len(subset) for subset in subsets])[:, None]
+        samples = torch.nn.utils.rnn.pad_sequence(list(subsets), batch_first=True)
+        weights = (torch.arange(samples.shape[1]) < sizes) / sizes.to(torch.float64)
         totals: dict[str, Tensor] = {}
         width = max(1, ROWS_AT_ONCE // len(members))
-        for some, share in zip(rows.split(width, dim=1), weights.split(width, dim=1), strict=True):
+        for some, share in zip(samples.split(width, dim=1), weights.split(width, dim=1), strict=True):
             some, share = some.to(self.targets.device), share.to(self.targets.device)
-            data = (map_inputs(lambda t, some=some: _rows(t, some), self.inputs), self._targets_at(some))
+            data = (map_inputs(lambda t, some=some: _rows(t, some), self.inputs), self._targets_at(some, rows))
             for name, value in members.evaluate(data, self.loss, own=True, weights=share).items():
                 totals[name] = totals.get(name, 0) + value
         return totals
@@ -273,13 +302,16 @@ class Trainer:
             gradients = {name: g * along(scale, g) for name, g in gradients.items()}
         rate = self._rate(state.step)
         changes = self.rule.change(state.params, gradients, state.slots, rate, self.weight_decay, state.step)
-        everyone = bool(state.alive.all())
+        everyone, alive = bool(state.alive.all()), state.alive.nonzero().flatten()
         for name, change in changes.items():
             if self.members.masks is not None:
                 change = change * self.members.masks[name]
-            if not everyone:  # a product with 0 would let a NaN through
-                change = torch.where(along(state.alive, change), change, 0)
-            state.params[name] += change
+            if everyone:
+                state.params[name] += change
+            elif done.rows is None:  # a product with 0 would let a NaN through
+                state.params[name] += torch.where(along(state.alive, change), change, 0)
+            else:
+                state.params[name].index_add_(0, alive, change.index_select(0, alive))
         for name, buffer in done.buffers.items():
             old = state.buffers[name]
             state.buffers[name] = buffer if everyone else torch.where(along(state.alive, buffer), buffer, old)
@@ -294,6 +326,21 @@ def stacked_norm(stacks: Mapping[str, Tensor]) -> Tensor:
 def _over_entries(reduce: Callable[..., Tensor], stack: Tensor) -> Tensor:
     """`reduce` over all axes but the members' (flattening would copy a gradient that is stored transposed)."""
     return reduce(stack, dim=tuple(range(1, stack.ndim))) if stack.ndim > 1 else reduce(stack[:, None], dim=1)
+
+
+def _still_training(alive: Tensor) -> Tensor | None:
+    """Numbers of the members that still train, once so many have ended that leaving them out repays the copies."""
+    rows = alive.nonzero().flatten()
+    return rows if 4 * len(rows) <= 3 * len(alive) else None
+
+
+def _of(stack: Tensor, rows: Tensor | None) -> Tensor:
+    return stack if rows is None else stack.index_select(0, rows)
+
+
+def _among(stack: Tensor, rows: Tensor | None, size: int) -> Tensor:
+    """The inverse of `_of`: zeros for all other members."""
+    return stack if rows is None else stack.new_zeros(size, *stack.shape[1:]).index_copy_(0, rows, stack)
 
 
 def _rows(tensor: Tensor, indices: Tensor) -> Tensor:
