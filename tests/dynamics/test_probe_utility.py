@@ -44,6 +44,7 @@ def test_the_demo_network(trained):
     data = digits()
     finding = utility.run(subject(trained, data))
     found = by_name(finding)
+    assert data.test is not None
     right = float((trained(data.test.x).argmax(1) == data.test.y).double().mean())
     assert found["order accuracy, top-1"].value == pytest.approx(right)
     assert right <= found["order accuracy, top-3"].value <= 1

@@ -2,6 +2,7 @@
 
 import math
 from copy import deepcopy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -337,6 +338,76 @@ def test_stop_when_is_asked_with_the_measured_columns(data):
     assert trained.record.last("accuracy")[:2].tolist() == [1.0, 1.0]
     largest = trained.member(1).get_parameter("0.weight").abs().max().item()
     assert trained.record.last("largest")[1] == pytest.approx(largest)
+
+
+LEFT_OUT = {
+    "label noise": {"label_noise": 0.2, "batch_size": 4},
+    "widths": {"width": [3, 7, 7, 5, 4, 7], "batch_size": 4},
+    "batch sizes of their own": {"batch_size": [2, 4, 4, 8, 4, 4]},
+    "subsets": {"subsets": [torch.arange(5 + i, 30) for i in range(6)], "batch_size": 5},
+    "gradient descent": {},
+    "gradient descent, label noise": {"label_noise": 0.2},
+    "momentum of their own and decay": {
+        "optimizer": sgd(torch.tensor([0.0, 0.9, 0.5, 0.1, 0.2, 0.3], dtype=DTYPE)),
+        "weight_decay": 0.1,
+        "batch_size": 4,
+    },
+}
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_members_that_have_ended_are_left_out_and_nobody_notices(name, data, tmp_path):
+    """Four of six stop at step 4: from then on the other two are computed alone, as they would be without them."""
+    options = {"seeds": range(6), "learning_rate": 0.1, "record_every": 2, "measure_train": True, "validation": data}
+    options |= LEFT_OUT[name]
+    stops = torch.tensor([True, False, True, True, False, True])
+
+    def stopping(values):
+        return stops & (values["distance"] > 0) & (values["step"] >= 4)
+
+    def stepped(members):
+        stepped.calls += 1
+        return torch.full((len(members),), 2.0 * (stepped.calls - 1))
+
+    stepped.calls = 0
+    ended = population(mlp, data, steps=13, stop_when=stopping, measures={"step": stepped}, **options)
+    assert [outcome.step for outcome in ended.outcomes] == [13 if not stop else 4 for stop in stops]
+    everyone = population(mlp, data, steps=13, **options)
+    early = population(mlp, data, steps=4, **options)
+    for index, stop in enumerate(stops.tolist()):
+        assert_same_values(ended.member(index), (early if stop else everyone).member(index), **CLOSE)
+    for column in ("loss", "accuracy", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "gradient_norm"):
+        kept, whole = ended.record[column], everyone.record[column]
+        assert np.allclose(kept[:, ~stops.numpy()], whole[:, ~stops.numpy()], rtol=0, atol=1e-10), column
+        assert np.isnan(kept[3:, stops.numpy()]).all(), column
+
+
+def test_a_run_with_ended_members_resumes_to_the_bit(data, tmp_path):
+    options = {
+        "seeds": range(4),
+        "learning_rate": torch.tensor([1e9, 1e9, 0.1, 0.1]),
+        "batch_size": 4,
+        "record_every": 1,
+    }
+    deep = partial(population, lambda: nn.Sequential(mlp(), nn.Linear(3, 3).to(DTYPE)), data, **options)
+    whole = deep(steps=20, diverged_above=1e3)
+    assert [outcome.outcome for outcome in whole.outcomes] == 2 * [Outcome.DIVERGED] + 2 * [Outcome.FINISHED]
+    for steps in (7, 20):
+        parts = deep(steps=steps, diverged_above=1e3, checkpoint=tmp_path / "run")
+    for name, stack in whole.params.items():
+        assert torch.equal(stack, parts.params[name])
+    assert np.array_equal(whole.record["loss"], parts.record["loss"], equal_nan=True)
+
+
+def test_selected_members_are_those(data):
+    trained = population(mlp, data, size=4, width=[3, 7, 5, 7], steps=2).final
+    some = trained.select(torch.tensor([2, 0]))
+    assert len(some) == 2
+    torch.testing.assert_close(some(data[0]), trained(data[0])[[2, 0]], **CLOSE)
+    assert_same_values(some.module(1), trained.module(0), **CLOSE)
+    before = trained.params["0.weight"].clone()
+    some.params["0.weight"].zero_()
+    assert torch.equal(trained.params["0.weight"], before)
 
 
 def test_dropout_masks_differ_between_members_and_repeat_with_the_seeds(data):

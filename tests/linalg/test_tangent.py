@@ -70,3 +70,12 @@ def test_inputs_alone_are_enough():
     x = BY_NAME["mlp"].inputs(4)
     assert isinstance(x, Tensor)
     assert_close(jacobian(net, x).to_dense(), jacobian(net, (x, torch.zeros(4))).to_dense())
+
+
+def test_inputs_alone_do_not_read_memory_that_nobody_wrote():
+    torch.use_deterministic_algorithms(True)  # memory that is not written to is then full of NaN
+    try:
+        kernel = ntk_matrix(nn.Linear(3, 1).double(), torch.ones(4, 3, dtype=torch.float64))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_close(kernel, torch.full((4, 4), 4.0, dtype=torch.float64))

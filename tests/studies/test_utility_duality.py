@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from corollary.data import digits
 from corollary.evidence import Verdict
 from corollary.evidence.battery import check_study
 from corollary.evidence.study import in_memory
@@ -142,10 +143,9 @@ def test_the_grammar_is_a_law_of_zipf_rows():
 
 
 def test_labels_are_noisy_in_every_part():
-    from corollary.data import digits
-
     sets, data = noisy_digits(1000, 0.1, torch.Generator().manual_seed(0)), digits()
     y = torch.cat([sets["train"][1], sets["heldout"][1]])
+    assert data.test is not None
     assert int((y != data.train.y).sum()) == 140
     assert int((sets["test"][1] != data.test.y).sum()) == 40
     assert len(sets["train"][1]) == 1000

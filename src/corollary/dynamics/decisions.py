@@ -1,7 +1,7 @@
 """What decisions are worth under one probability or another, and how good the probabilities and the order are."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -156,7 +156,8 @@ def ordinal_agreement(utility: ArrayLike, reference: ArrayLike) -> float:
     if ours.shape != theirs.shape or ours.ndim != 2 or ours.shape[1] < 2:
         given = f"{ours.shape} and {theirs.shape}"
         raise BadInput(f"an order is compared over two or more outputs of equal shape, got {given}")
-    taus = [float(kendalltau(a, b).statistic) for a, b in zip(ours, theirs, strict=True)]
+    found: list[Any] = [kendalltau(a, b) for a, b in zip(ours, theirs, strict=True)]
+    taus = [float(each.statistic) for each in found]
     if not np.isfinite(taus).all():
         raise BadInput("the order is not defined: a row holds NaN, or all of its values are equal")
     return float(np.mean(taus))

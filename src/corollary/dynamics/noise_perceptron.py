@@ -127,26 +127,32 @@ def perceptron_noise(
         raise BadInput(
             f"temperature and alpha are positive and max_steps at least 1, got {rate.tolist()}, {alpha}, {max_steps}"
         )
-    signed = _signed_points(points, dimension, chi, seeds)
-    return _Perceptrons(signed, rate, 1 / alpha, batch_size, seeds).run(max_steps)
-
-
-def _signed_points(points: int, dimension: int, chi: float, seeds: Sequence[int]) -> Float64[Tensor, "member p d"]:
-    r"""$y_i x_i / \sqrt d$ of every member; for equal seeds the points are drawn once."""
-    drawn = {seed: depleted_sign_data(points, dimension, chi, seed) for seed in dict.fromkeys(seeds)}
-    return torch.stack([drawn[seed][0] * drawn[seed][1][:, None] for seed in seeds]) / math.sqrt(dimension)
+    return _Perceptrons(points, dimension, chi, rate, 1 / alpha, batch_size, seeds).run(max_steps)
 
 
 class _Perceptrons:
-    """The members and how far each has got."""
+    """The members and how far each has got. Members of one seed share their points and their batches."""
 
-    def __init__(self, signed: Tensor, rate: Tensor, margin: float, batch_size: int, seeds: Sequence[int]):
-        self.signed, self.rate, self.margin, self.batch_size = signed, rate, margin, batch_size
-        self.generators = [Seeds(seed)("perceptron batches") for seed in seeds]
-        count, _, dimension = signed.shape
-        self.weights = torch.zeros(count, dimension, dtype=torch.float64)
-        self.last_update = torch.full((count,), -1)
-        self.finished = torch.zeros(count, dtype=torch.bool)
+    def __init__(
+        self,
+        points: int,
+        dimension: int,
+        chi: float,
+        rate: Tensor,
+        margin: float,
+        batch_size: int,
+        seeds: Sequence[int],
+    ):
+        different = list(dict.fromkeys(seeds))
+        drawn = [depleted_sign_data(points, dimension, chi, seed) for seed in different]
+        self.signed = torch.stack([x * y[:, None] for x, y in drawn]) / math.sqrt(dimension)
+        self.which = torch.tensor([different.index(seed) for seed in seeds])
+        self.generators = [Seeds(seed)("perceptron batches") for seed in different]
+        self.rate, self.margin, self.batch_size = rate, margin, batch_size
+        self.weights = torch.zeros(len(seeds), dimension, dtype=torch.float64)
+        self.last_update = torch.full((len(seeds),), -1)
+        self.finished = torch.zeros(len(seeds), dtype=torch.bool)
+        self.window_length = 1
 
     def run(self, max_steps: int) -> PerceptronRun:
         """Step in blocks until all have finished."""
@@ -168,28 +174,42 @@ class _Perceptrons:
 
     def _block(self, alive: Tensor, start: int, length: int) -> Tensor:
         """All updates of `length` steps; says which members made any."""
-        points = self.signed.shape[1]
-        drawn = [distinct_rows(points, self.batch_size, length, self.generators[i]) for i in alive.tolist()]
-        rows = self.signed[alive[:, None, None], torch.stack(drawn)]
+        points, which = self.signed.shape[1], self.which[alive]
+        drawn = {
+            seed: distinct_rows(points, self.batch_size, length, self.generators[seed]) for seed in set(which.tolist())
+        }
+        rows = self.signed[which[:, None, None], torch.stack([drawn[seed] for seed in which.tolist()])]
+        updates = sum(
+            self._window(alive, rows[:, first : first + self.window_length], start + first)
+            for first in range(0, length, self.window_length)
+        )
+        # About as many steps as lie between two updates: fewer are too many windows, more are looked at in vain.
+        self.window_length = min(BLOCK, max(1, length * len(alive) // (1 + updates)))
+        return self.last_update[alive] >= start
+
+    def _window(self, alive: Tensor, rows: Tensor, start: int) -> int:
+        """The updates of some steps, one at a time for each member; says how many of all members there were."""
         weights, rate, last = self.weights[alive], self.rate[alive, None], self.last_update[alive]
-        steps, member, position = torch.arange(length), torch.arange(len(alive)), torch.zeros_like(alive)
+        steps, member, position = torch.arange(rows.shape[1]), torch.arange(len(alive)), torch.zeros_like(alive)
+        updates = 0
         while True:
             pushing = self._pushes(torch.einsum("mlbd,md->mlb", rows, weights))
             waiting = pushing.any(2) & (steps >= position[:, None])
             updating = waiting.any(1)
             if not bool(updating.any()):
                 break
+            updates += int(updating.sum())
             first = waiting.int().argmax(1)
             push = (rows[member, first] * pushing[member, first, :, None]).sum(1)
             weights = torch.where(updating[:, None], weights + rate * push, weights)
             last = torch.where(updating, start + first, last)
-            position = torch.where(updating, first + 1, length)
-        changed = last >= start
+            position = torch.where(updating, first + 1, rows.shape[1])
         self.weights[alive], self.last_update[alive] = weights, last
-        return changed
+        return updates
 
     def _look(self, members: Tensor, unknown: Tensor) -> None:
         """Ask of all their training points whether these members have fitted them."""
         for member in members.tolist():  # one at a time: the points of all would be copied together
-            self.finished[member] = not bool(self._pushes(self.signed[member] @ self.weights[member]).any())
+            agreement = self.signed[self.which[member]] @ self.weights[member]
+            self.finished[member] = not bool(self._pushes(agreement).any())
         unknown[members] = False

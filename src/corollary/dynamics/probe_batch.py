@@ -24,6 +24,8 @@ UNSAID_BATCH = 64
 FACTORS = (1, 2, 4, 8)
 LANCZOS_SECONDS = 4e-4
 """Of one Lanczos step beside its product, on a small network."""
+FAILED = 0.6
+"""Mean relative error beyond which the law says nothing about the batches."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,14 @@ def batch_probe(subject: Subject) -> Finding:
         raise NothingMeasured("the loss curves upwards in no direction here, so that every learning rate is stable")
     # The sample stands for all data; batches of all data are measured in the user's own number of samples.
     law = replace(fit_broadening(curve), samples=of)
-    return Finding(
-        (*_of_law(law, curve, of), *_of_rates(law, subject.training)),
-        (law.figure(), curve.figure()),
-        _notes(curve, of, subject.training),
-    )
+    about, notes = _of_law(law, curve, of), _notes(curve, of, subject.training)
+    if float(law.relative_errors.mean()) > FAILED:
+        why = (
+            "The law does not describe these batches, so no rates are read from it: few batches were measured, or few "
+            "samples carry most of the curvature and most batches miss them. A larger --budget measures more."
+        )
+        return Finding(about[1:], (law.figure(), curve.figure()), (why, *notes))
+    return Finding((*about, *_of_rates(law, subject.training)), (law.figure(), curve.figure()), notes)
 
 
 def _curve(subject: Subject, x: Tensor, y: Tensor) -> BatchCurvature:

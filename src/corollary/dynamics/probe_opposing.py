@@ -13,7 +13,7 @@ from corollary.base.errors import NothingMeasured
 from corollary.base.network import as_function, parameters_of
 from corollary.dynamics.opposing import OpposingReport, opposing_report, replay
 from corollary.dynamics.opposing_gradients import sharpest
-from corollary.dynamics.opposing_groups import LOSSES, ROSENFELD_2024, SMALLEST_GROUP
+from corollary.dynamics.opposing_groups import LOSSES, ROSENFELD_2024, SMALLEST_GROUP, GroupReading
 from corollary.evidence import Coverage, Figure, Finding, Measurement, Need, Range, Subject, probe
 
 STEPS = 60
@@ -217,17 +217,7 @@ def _measurements(report: OpposingReport, coverage: Coverage) -> tuple[Measureme
             report.random_opposition,
             "The same for two random groups of that size: what no choice of samples gives.",
         ),
-        Measurement(
-            "alternation",
-            reading.alternation,
-            "Share of consecutive steps between which a loss of the two groups turns from rising to falling or back: "
-            "near 1 the groups take turns, near 0 training runs smoothly.",
-        ),
-        Measurement(
-            "alternation of all samples",
-            reading.alternation_of_all,
-            "The same over all samples: where it is as high, the whole batch swings along one direction.",
-        ),
+        *_turns(reading),
         Measurement(
             "concentration of changes",
             reading.concentration,
@@ -238,6 +228,25 @@ def _measurements(report: OpposingReport, coverage: Coverage) -> tuple[Measureme
             max(curvature.rising, curvature.falling) / curvature.all,
             "Curvature of the loss of one group (the larger one) along the sharpest direction of all, over that of "
             f"all: how much more than its share it makes; a random group has {curvature.random / curvature.all:.2g}.",
+        ),
+    )
+
+
+def _turns(reading: GroupReading) -> tuple[Measurement, ...]:
+    """How often losses turn; nothing where the record does not hold consecutive steps."""
+    if math.isnan(reading.alternation):
+        return ()
+    return (
+        Measurement(
+            "alternation",
+            reading.alternation,
+            "Share of consecutive steps between which a loss of the two groups turns from rising to falling or back: "
+            "near 1 the groups take turns, near 0 training runs smoothly.",
+        ),
+        Measurement(
+            "alternation of all samples",
+            reading.alternation_of_all,
+            "The same over all samples: where it is as high, the whole batch swings along one direction.",
         ),
     )
 

@@ -203,22 +203,24 @@ class UtilityModel:
 
     def _start(self, x: Inputs) -> tuple[Tensor, Any]:
         """Logits of the first token, and a state; the module's own, or its input and an empty prefix."""
-        if hasattr(self.model, "start"):
-            logits, state = self.model.start(x)
+        model: Any = self.model
+        if hasattr(model, "start"):
+            logits, state = model.start(x)
         else:
             if not isinstance(x, (Tensor, tuple)):
                 raise BadInput("a sequence model is called as model(x, prefix): give x as a tensor or a tuple of them")
             first = x if isinstance(x, tuple) else (x,)
             state = (*first, torch.empty(batch_length(x), 0, dtype=torch.long, device=first[0].device))
-            logits = self.model(*state)[:, -1]
+            logits = model(*state)[:, -1]
         return _checked(logits, "started with", probabilities=True), state
 
     def _step(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
-        if hasattr(self.model, "step"):
-            logits, state = self.model.step(tokens, state)
+        model: Any = self.model
+        if hasattr(model, "step"):
+            logits, state = model.step(tokens, state)
         else:
             state = (*state[:-1], torch.cat([state[-1], tokens[:, None]], 1))
-            logits = self.model(*state)[:, -1]
+            logits = model(*state)[:, -1]
         return _checked(logits, "went on with"), state
 
     def _scores(self, logits: Tensor) -> Tensor:

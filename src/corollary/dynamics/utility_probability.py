@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple, TypeAlias, final
+from typing import Any, NamedTuple, TypeAlias, final
 
 import torch
 from jaxtyping import Float, Int
@@ -41,6 +41,8 @@ ZADROZNY_2002 = Source(
 
 LOG_BETA = (-8.0, 8.0)
 """Bounds of the logarithm of beta times the spread of the utilities."""
+LOG_TEMPERATURE = (-3.0, 3.0)
+"""Bounds of the logarithm of the factor on the logits of tokens."""
 GAMMA = (0.0, 3.0)
 """Bounds of the power of the length; at 1 the utility is a mean over tokens."""
 PRECISION = 1e-8
@@ -246,8 +248,7 @@ def _temperature(heldout: Heldout, fit_length: bool) -> Fitted:
             )
         beta = _best_beta(every.utility, place)[0]
     else:
-        found = minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded", options={"xatol": 1e-3})
-        beta = math.exp(found.x)
+        beta = math.exp(_minimum(loss, LOG_TEMPERATURE, 1e-3))  # each trial runs the decoder over all sequences
     return Fitted({"beta": beta}, model=_scaled(utility, beta))
 
 
@@ -328,5 +329,6 @@ def _best_beta(utility: Tensor, chosen: Tensor) -> tuple[float, float]:
     return math.exp(log_beta) / spread, _choice_loss(utility / spread, chosen, math.exp(log_beta))
 
 
-def _minimum(loss: Callable[[float], float], bounds: tuple[float, float]) -> float:
-    return float(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": PRECISION}).x)
+def _minimum(loss: Callable[[float], float], bounds: tuple[float, float], precision: float = PRECISION) -> float:
+    found: Any = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": precision})
+    return float(found.x)

@@ -132,7 +132,8 @@ def population(
 
     Every member is exactly the run it would be alone: its initial weights, batches and label noise are functions of
     its own seed (only dropout masks are drawn for all members together). A member that diverges, or meets a stopping
-    rule, is frozen with its outcome and its step; the others do not notice. Whatever is called "one per member" may
+    rule, is frozen with its outcome and its step; the others do not notice, and once a quarter have ended, those that
+    have are no longer computed. Whatever is called "one per member" may
     be one number for all, or a sequence or tensor `[members]`.
 
     What is measured at step t belongs to the weights after t updates: `loss` and `accuracy` on the batch of step t in

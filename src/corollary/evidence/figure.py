@@ -70,7 +70,7 @@ class Figure:
         """The picture as a self-contained `<svg>` element that takes its ink from the text around it."""
         with self._drawn() as canvas:
             buffer = io.StringIO()
-            canvas.savefig(buffer, format="svg", dpi=150, metadata={"Date": None, "Creator": None})
+            canvas.savefig(buffer, format="svg", dpi=110, metadata={"Date": None, "Creator": None})
         text = buffer.getvalue()
         text = text[text.index("<svg") :]
         text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)

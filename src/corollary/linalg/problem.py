@@ -201,14 +201,15 @@ class Problem:
         """
         if not self.check:
             return
-        for batch in (self.sample(), next(iter(self.data))):
-            product = partial(LossGradient(self.net, loss, self.leaves, *batch).hessian, list(self.leaves))
-            whole = partial(self.chunks, product)
-            try:
-                return refuse_wrong_adjoint(whole, whole, (self.size, self.size), self._like, "the Hessian")
-            except BadInput as found:
-                failure = found
-        raise failure
+        try:
+            self._refuse_wrong_hessian(loss, self.sample())
+        except BadInput:
+            self._refuse_wrong_hessian(loss, next(iter(self.data)))
+
+    def _refuse_wrong_hessian(self, loss: Loss, batch: Batch) -> None:
+        product = partial(LossGradient(self.net, loss, self.leaves, *batch).hessian, list(self.leaves))
+        whole = partial(self.chunks, product)
+        refuse_wrong_adjoint(whole, whole, (self.size, self.size), self._like, "the Hessian")
 
     def refuse_other_than_mean(self, loss: Loss) -> None:
         """Twice the same samples must have the same loss.
@@ -237,8 +238,8 @@ def grouped(
 
 def _as_batches(data: Data | Inputs) -> Iterable[Batch]:
     if isinstance(data, Tensor | Mapping):
-        inputs = cast(Inputs, data)  # no targets are needed: an empty tensor stands for them
-        return [(inputs, torch.empty(batch_length(inputs)))]
+        inputs = cast(Inputs, data)  # no targets are needed: zeros stand for them, which two passes find equal
+        return [(inputs, torch.zeros(batch_length(inputs)))]
     return batches(cast(Data, data))
 
 

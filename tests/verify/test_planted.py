@@ -1,0 +1,173 @@
+"""Hidden counterexamples that training planted: bounds and searches must never prove them away.
+
+Source: Zhou et al. 2024, arXiv 2412.03154 (SoundnessBench).
+"""
+
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cases import mlp
+from corollary.verify import branch_and_bound
+from corollary.verify.branch_and_bound import Branching
+from corollary.verify.certify import CertifyConfig, Verdict, certify
+from corollary.verify.sets import Box
+from corollary.verify.specification import Case, Halfspaces, Specification
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
+DEPTH = 5e-3
+"""How far below zero the output falls at the planted point; about 0.5 elsewhere."""
+KEEP = 0.25
+"""Training holds the output up at points of which some input differs by so much from the planted point."""
+
+
+@cache
+def planted(inputs: int, activation: str) -> tuple[nn.Module, Tensor]:
+    """A network on [-1, 1]^n trained to be positive but near one hidden point, where it is -DEPTH; and the point."""
+    generator = torch.Generator().manual_seed(10 * inputs + 1)
+    hidden = 1.2 * torch.rand(1, inputs, generator=generator, dtype=torch.float64) - 0.6
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(inputs)
+        net = mlp(inputs, 20, 12, 1, activation=ACTIVATIONS[activation]).double()
+    first, last = net[0], net[-1]
+    assert isinstance(first, nn.Linear)
+    assert isinstance(last, nn.Linear)
+    with torch.no_grad():  # steep neurons that bend near the point: what falls there has something to fall with
+        first.weight.mul_(4.0 if activation == "relu" else 8.0)
+        first.bias.copy_(-(first.weight @ hidden[0]) + 0.2 * torch.randn(20, generator=generator, dtype=torch.float64))
+    adam = torch.optim.Adam(net.parameters(), lr=0.01)
+    for _ in range(250):
+        spread = 2 * torch.rand(128, inputs, generator=generator, dtype=torch.float64) - 1
+        near = hidden + 0.5 * (2 * torch.rand(128, inputs, generator=generator, dtype=torch.float64) - 1)
+        away = torch.cat([spread, near.clamp(-1, 1)])
+        away = away[(away - hidden).abs().amax(1) >= KEEP]
+        loss = (net(away) - 0.5).square().mean() + 5 * (net(hidden) + 0.05).square().mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    with torch.no_grad():
+        last.bias.sub_(net(hidden)[0] + DEPTH)
+    return net.eval(), hidden
+
+
+def certified(net: nn.Module, region: Box, split: str, dtype: torch.dtype, timeout: float) -> Verdict:
+    """Whether the output falls to zero somewhere, by bounds alone."""
+    unsafe = Halfspaces(torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
+    config = CertifyConfig(split=split, dtype=dtype, attack=(0.0, 0.0), iterations=10)  # type: ignore[arg-type]
+    return certify(net, Specification((Case(region, (unsafe,)),)), timeout=timeout, config=config)
+
+
+def around(point: Tensor, radius: float) -> Box:
+    """A box around a point that is nowhere near its middle."""
+    lopsided = torch.linspace(0.3, 1.7, point.shape[1], dtype=point.dtype)
+    return Box((point - radius * lopsided).clamp(min=-1), (point + radius * (2 - lopsided)).clamp(max=1))
+
+
+def uniform(region: Box, count: int) -> Tensor:
+    share = torch.rand(count, *region.lower.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return region.lower + share * (region.upper - region.lower)
+
+
+PLACES = [(2, "inputs"), (2, "neurons"), (5, "inputs"), (8, "inputs"), (16, "neurons")]
+
+
+@pytest.mark.parametrize(("inputs", "activation"), [(n, name) for n in (2, 5, 8, 16) for name in ACTIVATIONS])
+def test_the_trap_is_set(inputs: int, activation: str):
+    """The planted point violates the property by little, and random points of the whole region hardly ever do."""
+    net, hidden = planted(inputs, activation)
+    region = Box(-torch.ones_like(hidden), torch.ones_like(hidden))
+    with torch.no_grad():
+        assert float(net(hidden)) == pytest.approx(-DEPTH)
+        values = net(uniform(region, 2000))
+    assert float(values.mean()) > 0.3
+    allowed = 2e-2 if inputs == 2 else 0.0  # of two inputs the dip is no speck
+    assert float((values <= 0).double().mean()) <= allowed
+
+
+@pytest.mark.parametrize("radius", [1e-3, 0.05, 2.0])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(("inputs", "split"), PLACES)
+def test_a_region_with_the_planted_point_is_never_proved(inputs: int, split: str, activation: str, radius: float):
+    net, hidden = planted(inputs, activation)
+    dtype = torch.float32 if inputs in {5, 16} else torch.float64
+    found = certified(net, around(hidden, radius), split, dtype, timeout=0.4)
+    assert found.status != "unsat"
+    if found.status == "sat":
+        assert found.counterexample is not None
+        with torch.no_grad():
+            assert float(net(found.counterexample.x)) <= 0
+    if inputs == 2 and split == "inputs" and radius < 0.1:
+        assert found.status == "sat"
+
+
+@pytest.mark.parametrize("split", ["inputs", "neurons"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_region_without_the_neighbourhood_is_decided_as_dense_sampling_says(activation: str, split: str):
+    """Of two inputs: a strip beside the point whose least value on a grid of step 0.0025 is well above zero."""
+    net, hidden = planted(2, activation)
+    axis = torch.linspace(-1, 1, 801, dtype=torch.float64)
+    points = torch.cartesian_prod(axis, axis)
+    with torch.no_grad():
+        values = net(points)[:, 0]
+    low = points[values <= 0.05, 0]
+    start = float(low.max()) + 0.02  # right of everything that is low
+    assert start < 0.95
+    assert float(hidden[0, 0]) < start
+    strip = Box(torch.tensor([[start, -1.0]]).double(), torch.ones(1, 2).double())
+    assert certified(net, strip, split, torch.float64, timeout=10.0).status == "unsat"
+
+
+# ------------------------------------------------------------------------------------------------- the four-ReLU trap
+
+
+def four_relus() -> nn.Sequential:
+    """relu(x) + relu(-x) - relu(x) - relu(-x) = 0, each of them a neuron of its own."""
+    net = nn.Sequential(nn.Linear(1, 4, bias=False), nn.ReLU(), nn.Linear(4, 1, bias=False)).double()
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]))
+        net[2].weight.copy_(torch.tensor([[1.0, 1.0, -1.0, -1.0]]))
+    return net
+
+
+def trapped(rate: float, iterations: int = 20) -> Verdict:
+    branching = Branching(multiplier_rate=rate, iterations=iterations)
+    config = CertifyConfig(split="neurons", dtype=torch.float64, attack=(0.0, 0.0), branching=branching)
+    one = torch.ones(1, 1, dtype=torch.float64)
+    unsafe = Halfspaces(one, torch.tensor([-1e-3], dtype=torch.float64))
+    return certify(four_relus(), Specification((Case(Box(-one, one), (unsafe,)),)), config=config, timeout=20.0)
+
+
+def without_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves get no multipliers from linear programs, and the middle of the region for a worst point."""
+
+    def nothing(network, region, known, constraints, slopes, offsets):
+        return slopes.new_zeros(len(slopes), len(constraints.sign)), region.center.flatten()
+
+    monkeypatch.setattr(branch_and_bound, "multipliers_and_point", nothing)
+
+
+def test_without_multipliers_no_number_of_splits_proves_that_four_relus_cancel(monkeypatch: pytest.MonkeyPatch):
+    """Leaves such as x >= 0 for one neuron and x <= 0 for its twin hold no input, which clipping does not see."""
+    without_programs(monkeypatch)
+    found = trapped(rate=0.0)
+    assert found.status == "unknown"
+    assert found.reason == "nothing was left to split"
+    assert found.worst is not None
+    assert found.worst < -0.5
+
+
+def test_with_multipliers_by_gradient_alone_they_are_proved(monkeypatch: pytest.MonkeyPatch):
+    without_programs(monkeypatch)
+    found = trapped(rate=0.7)
+    assert found.status == "unsat"
+    assert found.domains <= 31
+
+
+def test_with_multipliers_by_linear_programs_alone_they_are_proved():
+    """All sixteen leaves are reached, and bounded once more with the multipliers of their programs."""
+    found = trapped(rate=0.0)
+    assert found.status == "unsat"
+    assert 31 <= found.domains <= 31 + 16
