@@ -275,3 +275,10 @@ BLOCK = torch.tensor([0])
 def test_what_has_no_meaning_is_refused(run, words):
     with pytest.raises(BadInput, match=words):
         run()
+
+
+def test_blocks_may_be_plain_lists():
+    x, y = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 2
+    net = torch.nn.Linear(4, 2)
+    listed, tensor = (randomized_metrics(net, x, y, block) for block in ([0, 3], torch.tensor([0, 3])))
+    assert listed == tensor

@@ -363,14 +363,14 @@ def test_members_that_have_ended_are_left_out_and_nobody_notices(name, data, tmp
     stops = torch.tensor([True, False, True, True, False, True])
 
     def stopping(values):
-        return stops & (values["distance"] > 0) & (values["step"] >= 4)
+        return stops & (values["distance"] > 0) & (values["made"] >= 4)
 
     def stepped(members):
         stepped.calls += 1
         return torch.full((len(members),), 2.0 * (stepped.calls - 1))
 
     stepped.calls = 0
-    ended = population(mlp, data, steps=13, stop_when=stopping, measures={"step": stepped}, **options)
+    ended = population(mlp, data, steps=13, stop_when=stopping, measures={"made": stepped}, **options)
     assert [outcome.step for outcome in ended.outcomes] == [13 if not stop else 4 for stop in stops]
     everyone = population(mlp, data, steps=13, **options)
     early = population(mlp, data, steps=4, **options)

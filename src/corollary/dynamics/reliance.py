@@ -6,9 +6,9 @@ far it gets with S alone.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, TypeAlias, final
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from corollary.base.errors import BadInput
 from corollary.base.network import evaluating, refuse_non_finite
 from corollary.base.seeds import Seeds
 from corollary.dynamics.grokking import ROWS_AT_ONCE, outputs_of
-from corollary.dynamics.slab_data import Blocks
 from corollary.evidence import PALETTE, Figure
 
 
@@ -38,6 +37,10 @@ class Randomized(NamedTuple):
     auc_error: float
     ks: float
     ks_error: float
+
+
+Block: TypeAlias = Tensor | Sequence[int]
+"""Indices into the flattened sample."""
 
 
 @final
@@ -116,7 +119,7 @@ def randomized_metrics(
     model: nn.Module,
     x: Float[Tensor, "sample *input"] | Int[Tensor, "sample *input"],
     y: Tensor,
-    block: Int[Tensor, "_"],
+    block: Block,
     *,
     basis: Tensor | None = None,
     repeats: int = 5,
@@ -143,7 +146,7 @@ def reliance_profile(
     model: nn.Module,
     x: Float[Tensor, "sample *input"] | Int[Tensor, "sample *input"],
     y: Tensor,
-    blocks: Blocks,
+    blocks: Mapping[str, Block],
     *,
     basis: Tensor | None = None,
     repeats: int = 5,
@@ -154,7 +157,7 @@ def reliance_profile(
     Args: `blocks`: indices into the flattened sample by name; they need not cover it. The others are as there.
     Raises: BadInput, if two blocks share an entry, and as there.
     """
-    _refuse_overlap(blocks, x[0].numel())
+    groups = _disjoint(blocks, x)
     _refuse_basis(basis, x)
     if repeats < 1:
         raise BadInput(f"at least 1 permutation is needed, got repeats={repeats}")
@@ -173,7 +176,7 @@ def reliance_profile(
     accuracy, auc, _ = judge.scores(judge.standard[None])[0].tolist()
     found = {
         name: RandomizedMetrics(accuracy, auc, scores(block), scores(_complement(block, x[0].numel())))
-        for name, block in blocks.items()
+        for name, block in groups.items()
     }
     return RelianceProfile(found, judge.standard.shape[1], len(x), repeats)
 
@@ -213,7 +216,7 @@ def perturbation_share(
     model: nn.Module,
     x: Float[Tensor, "sample *input"],
     y: Tensor,
-    block: Int[Tensor, "_"],
+    block: Block,
     *,
     radius: float | int,
     basis: Tensor | None = None,
@@ -232,7 +235,7 @@ def perturbation_share(
     Raises: BadInput, for a radius or steps that are not above 0, if no sample has a slope, and as there.
     Source: Shah et al. 2020, arXiv 2006.07710, section on adversarial perturbations.
     """
-    _refuse_overlap({"block": block}, x[0].numel())
+    entries = _disjoint({"block": block}, x)["block"]
     _refuse_basis(basis, x)
     if not radius > 0 or steps < 1 or (step_size is not None and not step_size > 0):
         raise BadInput(f"an attack needs radius, steps and step_size above 0, got {radius}, {steps} and {step_size}")
@@ -248,7 +251,7 @@ def perturbation_share(
     moved = lengths > 0
     if not bool(moved.any()):
         raise BadInput("the classifier has no slope at any sample, so the attack goes nowhere")
-    share = flat[moved][:, block].norm(dim=1) / lengths[moved]
+    share = flat[moved][:, entries].norm(dim=1) / lengths[moved]
     return PerturbationShare(float(share.mean()), float(hits.double().mean()), float(moved.double().mean()))
 
 
@@ -355,11 +358,14 @@ def _complement(block: Tensor, entries: int) -> Tensor:
     return rest.nonzero()[:, 0]
 
 
-def _refuse_overlap(blocks: Blocks, entries: int) -> None:
+def _disjoint(blocks: Mapping[str, Block], x: Tensor) -> dict[str, Tensor]:
+    """The blocks as tensors of indices, if they are blocks of different entries."""
     if not blocks:
         raise BadInput("no blocks were given: at least one group of features is needed")
     owner: dict[int, str] = {}
-    for name, block in blocks.items():
+    entries = x[0].numel()
+    found = {name: torch.as_tensor(block, dtype=torch.long, device=x.device) for name, block in blocks.items()}
+    for name, block in found.items():
         if block.numel() == 0 or int(block.min()) < 0 or int(block.max()) >= entries:
             raise BadInput(
                 f"block {name!r} needs entries of 0 to {entries - 1}, at least one; got {block.tolist()[:10]}"
@@ -368,6 +374,7 @@ def _refuse_overlap(blocks: Blocks, entries: int) -> None:
             if entry in owner:
                 raise BadInput(f"entry {entry} is in block {owner[entry]!r} and again in block {name!r}")
             owner[entry] = name
+    return found
 
 
 def _refuse_basis(basis: Tensor | None, x: Tensor) -> None:

@@ -63,7 +63,7 @@ class Known:
             self.network, len(samples), {node: take(node, b, samples, self.batch) for node, b in self.bounds.items()}
         )
         part._lines = {
-            node: Lines(*(None if end is None else end[samples] for end in _ends(lines)))  # type: ignore[arg-type]
+            node: Lines(*(None if end is None else end[samples] for end in _ends(lines)))  # type: ignore[arg-type]  # as many as Lines has
             for node, lines in self._lines.items()
         }
         return part

@@ -259,15 +259,15 @@ class _Pass:
             return None if maps is None else rows.taken(maps.reshape(-1, channels, height, width)).reshape(shape)
 
         if self.collect is not None:
-            self.collect[node] = tuple(taken(part) for part in self.known.defaults(node))  # type: ignore[assignment]
+            self.collect[node] = tuple(taken(part) for part in self.known.defaults(node))  # type: ignore[assignment]  # a pair
         free = self.free.get(node)
         if free is None:
             lines = self.known.lines(node)
             ends = (lines.lower_slope, lines.lower_offset, lines.upper_slope, lines.upper_offset)
-            lines = Lines(*(taken(end) for end in ends))  # type: ignore[arg-type]
+            lines = Lines(*(taken(end) for end in ends))  # type: ignore[arg-type]  # as many, none of None
         else:
             lower, upper = (taken(end) for end in self.known.flat(source))
-            lines = self.network.relaxations[node].lines(lower, upper, *free)  # type: ignore[arg-type]
+            lines = self.network.relaxations[node].lines(lower, upper, *free)  # type: ignore[arg-type]  # as many, none of None
         flat, shift = below(rows.values.reshape(shape), lines)
         self.offset = self.offset + shift
         return rows.with_values(flat.reshape(rows.values.shape))
@@ -276,7 +276,7 @@ class _Pass:
         """Enter the default parameters of a node, one set for each row while these are not too many."""
         if self.collect is not None:
             pair = self.known.defaults(node)
-            self.collect[node] = tuple(  # type: ignore[assignment]
+            self.collect[node] = tuple(  # type: ignore[assignment]  # a pair
                 None if part is None else part.expand(-1, count if part.numel() * count <= LARGEST else 1, -1)
                 for part in pair
             )
@@ -329,7 +329,7 @@ class _Pass:
         """Bounds of a source with the axes of the node that reads it, for broadcasting."""
         axes = len(sample_shape(node)) - len(sample_shape(source))
         lower, upper = self.known.range(source)
-        return tuple(end.reshape(*end.shape[:2], *(1,) * axes, *end.shape[2:]) for end in (lower, upper))  # type: ignore[return-value]
+        return tuple(end.reshape(*end.shape[:2], *(1,) * axes, *end.shape[2:]) for end in (lower, upper))  # type: ignore[return-value]  # two
 
     def _through_matrix_product(self, node: Node, rows: Rows) -> list[Rows]:
         """McCormick lines for every scalar product of X Y, summed without forming them one by one.

@@ -169,7 +169,7 @@ def row_width(network: Prepared, start: Node) -> int:
         if isinstance(node.op, Convolution) and has_windows(network, node):
             op, kernel = node.op, node.inputs[1].shape[2:]
             reach = tuple(
-                (r - 1) * s + d * (int(k) - 1) + 1  # type: ignore[arg-type]
+                (r - 1) * s + d * (int(k) - 1) + 1  # type: ignore[arg-type]  # sizes of a feature map are numbers
                 for r, s, d, k in zip(reach, op.stride, op.dilation, kernel, strict=True)
             )
             channels, height, width = map_size(node.inputs[0])

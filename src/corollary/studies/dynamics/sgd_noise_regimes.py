@@ -83,9 +83,9 @@ SETUPS = {
         max_steps=3000,
         batch_size=16,
         phase_alphas=_powers(-6, -4, -2, 0, 2, 4, 8, 15),
-        phase_temperatures=_powers(-9, -8, -7, -6, -5, -4, -3, -2, -1),
+        phase_temperatures=_powers(-9, -8, -7, -6, -5, -4, -3, -2),
         phase_points=256,
-        phase_steps=1500,
+        phase_steps=1000,
     ),
     "paper": Setup(
         perceptron_points={

@@ -125,7 +125,7 @@ def _attention(to: Rewriter, op: Attention, query: Node, key: Node, value: Node,
         sizes = scores.shape[-2:]
         if not all(isinstance(size, int) for size in sizes):
             raise to.declined(op, "its causal mask depends on the batch")
-        seen = to.constant(torch.ones(sizes, dtype=scores.dtype).tril(), "seen")  # type: ignore[arg-type]
+        seen = to.constant(torch.ones(sizes, dtype=scores.dtype).tril(), "seen")  # type: ignore[arg-type]  # scores have fixed sizes here
     elif mask is not None and mask.dtype == torch.bool and not to.moves(mask):
         known = to.value(mask)
         if known is None:

@@ -57,12 +57,12 @@ class Touching(Relaxation):
     constants: Ends
 
     @property
-    def lower_free(self) -> bool:  # type: ignore[override]
+    def lower_free(self) -> bool:  # type: ignore[override]  # a field of the base
         """Whether some lower line is a tangent."""
         return self.below is not None
 
     @property
-    def upper_free(self) -> bool:  # type: ignore[override]
+    def upper_free(self) -> bool:  # type: ignore[override]  # a field of the base
         """Whether some upper line is a tangent."""
         return self.above is not None
 

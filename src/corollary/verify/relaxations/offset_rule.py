@@ -164,12 +164,12 @@ class Pair(Relaxation):
     above: Relaxation
 
     @property
-    def lower_free(self) -> bool:  # type: ignore[override]
+    def lower_free(self) -> bool:  # type: ignore[override]  # a field of the base
         """That of the first."""
         return self.below.lower_free
 
     @property
-    def upper_free(self) -> bool:  # type: ignore[override]
+    def upper_free(self) -> bool:  # type: ignore[override]  # a field of the base
         """That of the second."""
         return self.above.upper_free
 

@@ -48,12 +48,12 @@ class OneKink(Relaxation):
     slope: float | Tensor = 0.0
 
     @property
-    def lower_free(self) -> bool:  # type: ignore[override]
+    def lower_free(self) -> bool:  # type: ignore[override]  # a field of the base
         """The function is convex where the slope is below 1."""
         return bool((torch.as_tensor(self.slope) < 1).any())
 
     @property
-    def upper_free(self) -> bool:  # type: ignore[override]
+    def upper_free(self) -> bool:  # type: ignore[override]  # a field of the base
         """The function is concave where the slope is above 1."""
         return bool((torch.as_tensor(self.slope) > 1).any())
 
