@@ -83,7 +83,7 @@ def test_inputs_split_decide_the_same():
     assert statuses == ["proved", "found"]
 
 
-def test_multipliers_close_what_clipping_cannot():
+def test_cancelling_neurons_are_proved_in_few_domains():
     one = torch.ones(1, 1, dtype=torch.float64)
     with_ = search(Zero(), Box(-one, one), -1e-3, "babsr", candidates=1, most=200)
     assert with_ is not None

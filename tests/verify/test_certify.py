@@ -227,7 +227,7 @@ def four_neurons() -> nn.Sequential:
 
 
 def test_four_neurons_that_cancel_are_proved_to_within_31_domains():
-    """Without the split constraints in the bound, leaves such as x >= 0 with x <= 0 stay open for ever."""
+    """Every neuron is split at most once on each path; `test_planted` has the network that needs the multipliers."""
     found = certify(four_neurons(), asked(box([-1.0], [1.0]), below([1.0], -1e-6)), config=by_bounds("neurons"))
     assert found.status == "unsat"
     assert 1 < found.domains <= 31

@@ -38,8 +38,8 @@ class Image(nn.Module):
     def __init__(self):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 4), nn.ReLU(),
-            nn.Linear(4, 2),
+            nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 1), nn.MaxPool2d(2), nn.Flatten(),
+            nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2),
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
@@ -158,9 +158,7 @@ def test_over_the_same_inner_bounds_more_steps_never_give_less(name: str):
         known = sweep(network, regions).known
     fixed = Sweep(known, {})  # inner bounds without positions are not optimised
     rows, output = asked(network, BATCH), network.graph.outputs[0]
-    lower = [
-        optimised(network, output, rows, regions, fixed, ascent=Ascent(steps)).lower for steps in (0, 1, 3, 10, 20)
-    ]
+    lower = [optimised(network, output, rows, regions, fixed, ascent=Ascent(steps)).lower for steps in (0, 2, 10)]
     for fewer, more in itertools.pairwise(lower):
         assert bool((more >= fewer).all())
     assert float((lower[-1] - lower[0]).max()) > 1e-3
@@ -174,7 +172,7 @@ def test_the_first_inner_node_gets_no_looser_by_more_steps():
         widths = []
         for steps in (0, 2, 10):
             known = sharper(network, regions, found, Ascent(steps))
-            second = [node for node in found.positions][1]
+            second = list(found.positions)[1]
             widths.append(torch.cat([known.flat(second)[0], -known.flat(second)[1]], 1))
     assert all(bool((more >= fewer).all()) for fewer, more in itertools.pairwise(widths))
     assert bool((widths[-1] > widths[0] + 1e-3).any())
@@ -207,7 +205,7 @@ def test_regions_side_by_side_are_bounded_as_one_by_one(name: str):
 # ------------------------------------------------------------------------------------------------------ a closed form
 
 
-@pytest.mark.parametrize("seed", [2, 5, 7])
+@pytest.mark.parametrize("seed", [2, 5])
 def test_one_hidden_layer_reaches_the_best_slopes_of_a_grid(seed: int):
     r"""$\max_a \min_x \sum_i v_i \ell_i(w_i x + b_i) + c$: a concave function of the slopes a of what has v > 0."""
     torch.manual_seed(seed)
@@ -240,7 +238,7 @@ def test_one_hidden_layer_reaches_the_best_slopes_of_a_grid(seed: int):
         found = sweep(network, [region])
         output = network.graph.outputs[0]
         start = float(lower_bounds(network, output, rows, [region], found.known).lower)
-        best = optimised(network, output, rows, [region], found, ascent=Ascent(300, 0.1, 0.98))
+        best = optimised(network, output, rows, [region], found, ascent=Ascent(150, 0.1, 0.97))
     reached = float(best.lower)
     assert most - 1e-3 <= reached <= most + missed
     assert reached >= start

@@ -193,7 +193,7 @@ def _product_gain(node: Node, reader: Node, known: Known, weight: Tensor) -> Ten
     width = {source: high - low for source, (low, high) in ends.items()}
     if isinstance(reader.op, Max | MaxPool):
         spread = width[node].flatten(1)
-        return spread * size.mean()
+        return spread * size.flatten(1).mean(1, keepdim=True)
     other = width[reader.inputs[1] if node is reader.inputs[0] else reader.inputs[0]]
     own = width[node]
     if isinstance(reader.op, MatMul):

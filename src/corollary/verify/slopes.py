@@ -51,9 +51,9 @@ class Optimised:
     """The best bounds found.
 
     Args:
-        lower: (batch, count).
+        lower: (batch, count), never below what the sweep's own bounds give.
         known: bounds of every node that relaxations read.
-        free: the parameters of the pass from the output that gave `lower`.
+        free: the best parameters found for the pass from the output.
     """
 
     lower: Tensor
@@ -79,10 +79,10 @@ def optimised(
     """
     how = ascent or Ascent()
     first: Parameters = {}
-    lower_bounds(network, start, rows, regions, found.known, collect=first)
+    least = lower_bounds(network, start, rows, regions, found.known, collect=first).lower.detach()
     known = sharper(network, regions, found, how)
     lower, free = _risen(network, start, rows, regions, known, how, goal, first)
-    return Optimised(lower, known, free)
+    return Optimised(torch.maximum(lower, least), known, free)
 
 
 def sharper(network: Prepared, regions: Sequence[Region], found: Sweep, ascent: Ascent) -> Known:
