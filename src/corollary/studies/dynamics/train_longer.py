@@ -314,7 +314,7 @@ def _draw_gap(axes: Any, data: Mapping[str, Any]) -> None:
             linewidth=3,
             label="mean" if place == 0 else None,
         )
-    axes.set_xticks(range(len(SETTINGS)), [LABELS[name].replace(" ", "\n", 1) for name in SETTINGS])
+    axes.set_xticks(range(len(SETTINGS)), ["\n".join(LABELS[name].rsplit(" ", 1)) for name in SETTINGS])
     axes.set(ylabel="test accuracy")
     axes.legend()
 
