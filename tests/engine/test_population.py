@@ -345,6 +345,7 @@ LEFT_OUT = {
     "widths": {"width": [3, 7, 7, 5, 4, 7], "batch_size": 4},
     "batch sizes of their own": {"batch_size": [2, 4, 4, 8, 4, 4]},
     "subsets": {"subsets": [torch.arange(5 + i, 30) for i in range(6)], "batch_size": 5},
+    "batch norm": {"nets": normed, "batch_size": 5},
     "gradient descent": {},
     "gradient descent, label noise": {"label_noise": 0.2},
     "momentum of their own and decay": {
@@ -359,7 +360,7 @@ LEFT_OUT = {
 def test_members_that_have_ended_are_left_out_and_nobody_notices(name, data, tmp_path):
     """Four of six stop at step 4: from then on the other two are computed alone, as they would be without them."""
     options = {"seeds": range(6), "learning_rate": 0.1, "record_every": 2, "measure_train": True, "validation": data}
-    options |= LEFT_OUT[name]
+    options |= {"nets": mlp, "data": data} | LEFT_OUT[name]
     stops = torch.tensor([True, False, True, True, False, True])
 
     def stopping(values):
@@ -370,10 +371,10 @@ def test_members_that_have_ended_are_left_out_and_nobody_notices(name, data, tmp
         return torch.full((len(members),), 2.0 * (stepped.calls - 1))
 
     stepped.calls = 0
-    ended = population(mlp, data, steps=13, stop_when=stopping, measures={"made": stepped}, **options)
+    ended = population(steps=13, stop_when=stopping, measures={"made": stepped}, **options)
     assert [outcome.step for outcome in ended.outcomes] == [13 if not stop else 4 for stop in stops]
-    everyone = population(mlp, data, steps=13, **options)
-    early = population(mlp, data, steps=4, **options)
+    everyone = population(steps=13, **options)
+    early = population(steps=4, **options)
     for index, stop in enumerate(stops.tolist()):
         assert_same_values(ended.member(index), (early if stop else everyone).member(index), **CLOSE)
     for column in ("loss", "accuracy", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "gradient_norm"):

@@ -56,7 +56,7 @@ class Pass(NamedTuple):
 
     Fields:
         rows: the members it was of, or None for all; to the others it gave zeros.
-        outputs, targets, sample_weights: of those members; all else is of all members.
+        outputs, targets, sample_weights, buffers: of those members; all else is of all members.
     """
 
     rows: Tensor | None
@@ -201,7 +201,7 @@ class Trainer:
             outputs=outputs.detach(),
             targets=targets if own[1] else targets.expand(len(members), *targets.shape),
             sample_weights=sample_weights,
-            buffers={name: _among(buffer, rows, size) for name, buffer in buffers.items()},
+            buffers=buffers,
             gradients={name: _among(gradient, rows, size) for name, gradient in gradients.items()},
         )
 
@@ -312,9 +312,13 @@ class Trainer:
                 state.params[name] += torch.where(along(state.alive, change), change, 0)
             else:
                 state.params[name].index_add_(0, alive, change.index_select(0, alive))
+        kept = None if done.rows is None else state.alive.index_select(0, done.rows)
         for name, buffer in done.buffers.items():
             old = state.buffers[name]
-            state.buffers[name] = buffer if everyone else torch.where(along(state.alive, buffer), buffer, old)
+            if kept is not None:
+                old.index_copy_(0, alive, buffer[kept])
+            else:
+                state.buffers[name] = buffer if everyone else torch.where(along(state.alive, buffer), buffer, old)
 
 
 def stacked_norm(stacks: Mapping[str, Tensor]) -> Tensor:
