@@ -33,7 +33,7 @@ def flow(model: RhoModel, data, penalty: float) -> tuple[float, dict[str, torch.
     of_scale = 2 * ((misfit * margins).mean() - penalty * rho)
     multiplier = (misfit * margins).mean()
     moves = {name: 2 * rho * (g - multiplier * v) for (name, v), g in zip(directions.items(), pull, strict=True)}
-    return float(of_scale), {name: move.detach() for name, move in moves.items()}
+    return of_scale.item(), {name: move.detach() for name, move in moves.items()}
 
 
 @pytest.mark.parametrize("normalisation", ["lagrange", "weight"])
