@@ -13,6 +13,7 @@ from corollary.studies.verify.adversarial_scaling import (
     _perceptron,
     _plain_fgsm,
 )
+from stored import changed
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +35,6 @@ def good(data):
     entropy["fgsm"], entropy["margin_pgd"] = np.where(low, 0.5, 0.4), np.where(low, 0.5, 0.4)
     entropy["clean"] = np.where(low, 0.94, 0.95)
     return {**data, "laws": laws, "gaps": gaps, "models": models, "independent": independent, "entropy": entropy}
-
-
-def changed(data, table, column, row, value):
-    """The data with one stored number replaced."""
-    values = np.array(data[table][column], copy=True)
-    values[row] = value
-    return {**data, table: {**data[table], column: values}}
 
 
 def test_smoke_measures_all_and_judges_nothing(data):

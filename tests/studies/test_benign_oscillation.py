@@ -4,6 +4,7 @@ import pytest
 from corollary.evidence import Verdict
 from corollary.evidence.study import in_memory
 from corollary.studies.dynamics.benign_oscillation import LARGE, NEAR, SMALL, STRONG, BenignOscillation, _crossing
+from stored import changed
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +37,6 @@ def passing(data):
         "units": {"error": np.full(7, 1e-14), "growth": np.ones(7)},
         "single": {"sum": [80.0], "slope": [0.1], "oscillating": [900], "recursion_error": [1e-14]},
     }
-
-
-def changed(data, table, column, rows, value):
-    stored = {name: np.array(kept, copy=True) for name, kept in data[table].items()}
-    if isinstance(rows, dict):
-        rows = np.logical_and.reduce([stored[name] == wanted for name, wanted in rows.items()])
-    stored[column][rows] = value
-    return {**data, table: stored}
 
 
 def verdicts(data):

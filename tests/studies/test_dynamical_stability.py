@@ -4,6 +4,7 @@ import pytest
 from corollary.evidence import Verdict
 from corollary.evidence.study import in_memory
 from corollary.studies.dynamics.dynamical_stability import RATES, DynamicalStability
+from stored import changed
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +37,6 @@ def passing(data):
     names = ("method", "seed", "step", "balance", "error", "loss")
     balance = {name: np.array(column) for name, column in zip(names, zip(*ended, strict=True), strict=True)}
     return {**data, "runs": runs, "balance": balance}
-
-
-def changed(data, table, column, rows, value):
-    """The data with stored numbers replaced; `rows` says which by the values of columns, or is an index."""
-    stored = {name: np.array(kept, copy=True) for name, kept in data[table].items()}
-    if isinstance(rows, dict):
-        rows = np.logical_and.reduce([stored[name] == wanted for name, wanted in rows.items()])
-    stored[column][rows] = value
-    return {**data, table: stored}
 
 
 def test_smoke_measures_all_and_judges_nothing(data):

@@ -4,6 +4,7 @@ import pytest
 from corollary.evidence import Verdict
 from corollary.evidence.study import in_memory
 from corollary.studies.verify.feature_guided_testing import FeatureGuidedTesting
+from stored import changed
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +31,6 @@ def passing(data):
     for value, name in ((0.1, "adversarial"), (0.2, "nature"), (0.3, "cooperative")):
         opponents["mean_reward"][opponents["opponent"] == name] = value
     return {**data, "searches": searches, "exact": exact, "guarantees": guarantees, "opponents": opponents}
-
-
-def changed(data, table, column, row, value):
-    """The data with one stored number replaced."""
-    values = np.array(data[table][column], copy=True)
-    values[row] = value
-    return {**data, table: {**data[table], column: values}}
 
 
 def test_smoke_measures_all_and_judges_nothing(data):

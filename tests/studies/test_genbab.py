@@ -6,6 +6,7 @@ from corollary.evidence import Verdict
 from corollary.evidence.battery import check_study
 from corollary.studies.verify.genbab import INSTANCES, WANTED, GenBaB
 from corollary.studies.verify.genbab_measures import EVERY, cut_areas, random_graph
+from stored import changed
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +34,6 @@ def passing(data):
         "published": [i[3] for i in INSTANCES], "verdict": [i[3] for i in INSTANCES], "seconds": np.ones(24),
     }  # fmt: skip
     return {"searches": searches, "cuts": cuts, "graphs": graphs, "affine": {"error": [0.0]}, "instances": instances}
-
-
-def changed(data, table, column, row, value):
-    """The data with one stored number replaced."""
-    values = np.array(data[table][column], copy=True)
-    values[row] = value
-    return {**data, table: {**data[table], column: values}}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import pytest
 from corollary.evidence import Verdict
 from corollary.evidence.study import in_memory
 from corollary.studies.verify.ibp_tightness import SETUPS, IbpTightness
+from stored import changed
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +50,6 @@ def passing(data):
         "widths": widths,
         "embedding": embedding,
     }
-
-
-def changed(data, table, column, rows, value):
-    """The data with stored numbers replaced; `rows` says which by the values of columns, or is an index."""
-    stored = {name: np.array(kept, copy=True) for name, kept in data[table].items()}
-    if isinstance(rows, dict):
-        rows = np.logical_and.reduce([stored[name] == wanted for name, wanted in rows.items()])
-    stored[column][rows] = value
-    return {**data, table: stored}
 
 
 def test_smoke_measures_all_and_judges_nothing(data):

@@ -1,12 +1,12 @@
 import math
 
-import numpy as np
 import pytest
 
 from corollary.evidence import Verdict
 from corollary.evidence.battery import check_study
 from corollary.evidence.study import in_memory
 from corollary.studies.verify.lipsdp_groupsort import ALONE, METHODS, RANDOM, TRAINED, LipsdpGroupsort
+from stored import changed
 
 DESK = LipsdpGroupsort(scale="desk")
 
@@ -49,12 +49,6 @@ def replicated():
         "bound": [1.0, math.sqrt(2), 1.0, 1.0],
     }
     return {"alone": alone, "trained": trained, "random": random}
-
-
-def changed(data, table, column, row, value):
-    values = np.array(data[table][column], copy=True)
-    values[row] = value
-    return {**data, table: {**data[table], column: values}}
 
 
 def test_the_study_keeps_its_promises():

@@ -1,6 +1,5 @@
 """The study `local-linear-singular-values`: each claim can fail, and compared networks start and train alike."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -8,18 +7,12 @@ from corollary.engine import seeded
 from corollary.evidence import Verdict
 from corollary.evidence.study import in_memory
 from corollary.studies.geometry.local_linear_singular_values import LocalLinearSingularValues, classifier, skip_layers
+from stored import changed
 
 
 @pytest.fixture(scope="module")
 def data():
     return LocalLinearSingularValues(scale="smoke").run()
-
-
-def changed(data, table, column, row, value):
-    """The data with one stored number replaced, or all those of `row`."""
-    values = np.array(data[table][column], copy=True)
-    values[row] = value
-    return {**data, table: {**data[table], column: values}}
 
 
 def test_smoke_measures_all_and_judges_nothing(data):

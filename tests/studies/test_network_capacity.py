@@ -4,18 +4,12 @@ import pytest
 from corollary.evidence import Verdict
 from corollary.evidence.study import in_memory
 from corollary.studies.geometry.network_capacity import NetworkCapacity
+from stored import changed
 
 
 @pytest.fixture(scope="module")
 def data():
     return NetworkCapacity(scale="smoke").run()
-
-
-def changed(data, table, column, row, value):
-    """The data with one stored number replaced."""
-    values = np.array(data[table][column], copy=True)
-    values[row] = value
-    return {**data, table: {**data[table], column: values}}
 
 
 def test_smoke_measures_all_and_judges_nothing(data):

@@ -5,6 +5,7 @@ from corollary.evidence import Verdict
 from corollary.evidence.study import in_memory
 from corollary.studies.dynamics.opposing_signals import OpposingSignalsStudy, convolutional
 from corollary.studies.dynamics.opposing_signals_model import Spike
+from stored import changed
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +42,6 @@ def passing(data):
     names = ("rate", "step", "sharpness", "loss", "difference")
     spikes = {name: np.concatenate(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
     return {**data, "runs": runs, "limit": limit, "planted": planted, "spikes": spikes}
-
-
-def changed(data, table, column, rows, value):
-    """The data with stored numbers replaced; `rows` says which by the values of columns, or is an index."""
-    stored = {name: np.array(kept, copy=True) for name, kept in data[table].items()}
-    if isinstance(rows, dict):
-        rows = np.logical_and.reduce([stored[name] == wanted for name, wanted in rows.items()])
-    stored[column][rows] = value
-    return {**data, table: stored}
 
 
 def test_smoke_measures_all_and_judges_nothing(data):

@@ -7,6 +7,7 @@ from corollary.evidence import Verdict
 from corollary.evidence.study import in_memory
 from corollary.studies.dynamics.phase_model_zoo import SETUPS, PhaseModelZoo
 from corollary.studies.dynamics.phase_model_zoo_networks import digits_or_images, perceptron, resnet18
+from stored import changed
 
 
 @pytest.fixture(scope="module")
@@ -60,15 +61,6 @@ def passing(data):
         "averaged_epochs": [0.9] * 24,
     }
     return {"zoo": {name: np.array(column) for name, column in table.items()}, "identities": data["identities"]}
-
-
-def changed(data, table, column, rows, value):
-    """The data with stored numbers replaced; `rows` says which by the values of columns, or is an index."""
-    stored = {name: np.array(kept, copy=True) for name, kept in data[table].items()}
-    if isinstance(rows, dict):
-        rows = np.logical_and.reduce([stored[name] == wanted for name, wanted in rows.items()])
-    stored[column][rows] = value
-    return {**data, table: stored}
 
 
 def test_smoke_measures_all_and_judges_nothing(data):

@@ -21,7 +21,7 @@ HOFFER_2017 = Source(
 )
 
 
-class _Ghost:
+class Ghost:
     """What the layers below share; each is PyTorch's layer with another forward pass in training mode.
 
     Each virtual batch is normalised by its own mean and biased variance, with shared scale and shift. Running
@@ -114,24 +114,30 @@ class _Ghost:
         self.num_batches_tracked.add_(count)
 
 
-class GhostBatchNorm1d(_Ghost, nn.BatchNorm1d):
-    __doc__ = f"""Ghost batch normalisation of `[batch, channels]` or `[batch, channels, length]`.
+class GhostBatchNorm1d(Ghost, nn.BatchNorm1d):
+    """Ghost batch normalisation of `[batch, channels]` or `[batch, channels, length]`.
 
-    {_Ghost.__doc__}"""
+    Arguments, errors and source: see `Ghost`.
+    """
+
     dimensions = (2, 3)
 
 
-class GhostBatchNorm2d(_Ghost, nn.BatchNorm2d):
-    __doc__ = f"""Ghost batch normalisation of `[batch, channels, height, width]`.
+class GhostBatchNorm2d(Ghost, nn.BatchNorm2d):
+    """Ghost batch normalisation of `[batch, channels, height, width]`.
 
-    {_Ghost.__doc__}"""
+    Arguments, errors and source: see `Ghost`.
+    """
+
     dimensions = (4,)
 
 
-class GhostBatchNorm3d(_Ghost, nn.BatchNorm3d):
-    __doc__ = f"""Ghost batch normalisation of `[batch, channels, depth, height, width]`.
+class GhostBatchNorm3d(Ghost, nn.BatchNorm3d):
+    """Ghost batch normalisation of `[batch, channels, depth, height, width]`.
 
-    {_Ghost.__doc__}"""
+    Arguments, errors and source: see `Ghost`.
+    """
+
     dimensions = (5,)
 
 

@@ -26,4 +26,6 @@ from corollary.evidence.study import Data as Data
 from corollary.evidence.study import Parts as Parts
 from corollary.evidence.study import Study as Study
 from corollary.evidence.study import Table as Table
+from corollary.evidence.study import joined as joined
+from corollary.evidence.study import listed as listed
 from corollary.evidence.training import Training as Training

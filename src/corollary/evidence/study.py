@@ -34,6 +34,16 @@ def storable(part: Mapping[str, Any]) -> dict[str, Any]:
     return {name: array.item() if array.ndim == 0 else array for name, array in arrays.items()}
 
 
+def joined(tables: Sequence[Table]) -> dict[str, np.ndarray]:
+    """Tables of the same columns, one below the other; a single number counts as one row."""
+    return {name: np.concatenate([np.atleast_1d(table[name]) for table in tables]) for name in tables[0]}
+
+
+def listed(values: Sequence[float] | np.ndarray, form: str = ".3f") -> str:
+    """Numbers as a claim shows them, with commas between."""
+    return ", ".join(f"{value:{form}}" for value in values)
+
+
 @dataclass(frozen=True)
 class Study(ABC):
     """A study's fields are its configuration: its command-line flags and the hash of its result folder."""

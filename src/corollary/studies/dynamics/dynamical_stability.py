@@ -15,7 +15,7 @@ from corollary.dynamics.losses import half_square
 from corollary.dynamics.mean_square import SecondMoment, gaussian_mean_square_threshold, mean_square_threshold
 from corollary.dynamics.relu_trace import relu_trace_closed_form
 from corollary.dynamics.stability import MULAYOFF_2023, WU_SU_2023, fisher_trace
-from corollary.evidence import Claim, Data, Figure, Parts, Source, Study
+from corollary.evidence import Claim, Data, Figure, Parts, Source, Study, joined, listed
 from corollary.evidence.study import in_memory
 from corollary.studies.dynamics import dynamical_stability_pictures as pictures
 
@@ -82,8 +82,8 @@ class DynamicalStability(Study):
         runs = [parts(f"runs {method}", lambda method=method: self._runs(method)) for method in METHODS]
         balanced = [parts(f"balance {method}", lambda method=method: self._balancing(method)) for method in METHODS]
         return {
-            "runs": _joined(runs),
-            "balance": _joined(balanced),
+            "runs": joined(runs),
+            "balance": joined(balanced),
             "thresholds": parts("thresholds", self._thresholds),
             "traces": parts("traces", self._traces),
             "relu": parts("relu", self._relu),
@@ -331,8 +331,8 @@ class DynamicalStability(Study):
             kind="threshold",
             criterion="from r = 8: every seed of SGD ends at r <= 4, and GD / SGD >= 3; a'^2 - b'^2 = (a^2 - b^2)(1 - "
             "(step)^2) over the whole run to 1e-9",
-            measured=f"r of SGD {_listed(last['SGD'])}, of GD {_listed(last['GD'])}, smallest ratio {ratio:.2f}; "
-            f"identity off by {error:.1e}",
+            measured=f"r of SGD {listed(last['SGD'], '.2f')}, of GD {listed(last['GD'], '.2f')}, smallest ratio "
+            f"{ratio:.2f}; identity off by {error:.1e}",
             holds=worst <= 4 and ratio >= 3 and error <= 1e-9,
             note="Gradients are clipped at 50, as in C1: a first run without it diverged by both methods.",
         )
@@ -390,11 +390,3 @@ def _gaussian_gap(batch_size: int) -> float:
     points = torch.tensor([0, 0, 0, 0, 3**0.5, -(3**0.5)], dtype=torch.float64)
     rows = torch.cartesian_prod(points, points, points) * eigenvalues.sqrt()
     return abs(mean_square_threshold(rows, batch_size) / gaussian_mean_square_threshold(eigenvalues, batch_size) - 1)
-
-
-def _joined(tables: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([np.asarray(table[name]) for table in tables]) for name in tables[0]}
-
-
-def _listed(values: np.ndarray) -> str:
-    return ", ".join(f"{value:.2f}" for value in values)

@@ -9,7 +9,7 @@ import torch
 
 from corollary.dynamics.grokking import XU_2024, grokking_delay
 from corollary.dynamics.xor_clusters import TwoLayerReLU, first_step, grok_xor, logistic, xor_clusters
-from corollary.evidence import PALETTE, Claim, Data, Figure, Parts, Source, Study
+from corollary.evidence import PALETTE, Claim, Data, Figure, Parts, Source, Study, listed
 from corollary.evidence.study import in_memory
 
 LARGE_SCALE = 0.02
@@ -171,8 +171,8 @@ class GrokkingXor(Study):
             criterion="5 seeds. Step 1: accuracy on noisy labels >= 0.99 and test accuracy in [0.40, 0.60] for every "
             "seed. Step 40: accuracy on noisy labels >= 0.995 for every seed, median test accuracy >= 0.97, at least 3 "
             "of 5 seeds >= 0.95",
-            measured=f"step 1: training {_listed(first['train_accuracy'])}, test {_listed(first['test_accuracy'])}; "
-            f"step {int(last['step'][0])}: training {_listed(last['train_accuracy'])}, test {_listed(test)}, median "
+            measured=f"step 1: training {listed(first['train_accuracy'])}, test {listed(first['test_accuracy'])}; "
+            f"step {int(last['step'][0])}: training {listed(last['train_accuracy'])}, test {listed(test)}, median "
             f"{np.median(test):.3f}",
             holds=bool((first["train_accuracy"] >= 0.99).all())
             and bool(((first["test_accuracy"] >= 0.4) & (first["test_accuracy"] <= 0.6)).all())
@@ -181,8 +181,8 @@ class GrokkingXor(Study):
             and int((test >= 0.95).sum()) >= 0.6 * len(test),
             controls=(
                 f"accuracy of the same training samples on their true labels: step 1 "
-                f"{_listed(first['clean_accuracy'])}, at the end {_listed(last['clean_accuracy'])}",
-                f"first step with a test accuracy of 0.95: {_listed(last['generalise_step'], '.0f')}",
+                f"{listed(first['clean_accuracy'])}, at the end {listed(last['clean_accuracy'])}",
+                f"first step with a test accuracy of 0.95: {listed(last['generalise_step'], '.0f')}",
             ),
         )
 
@@ -211,8 +211,8 @@ class GrokkingXor(Study):
             criterion="5 seeds, test points. Step 1: odd fraction >= 0.90 in every seed; sign that of the linear "
             "classifier on >= 80 % of points in every seed and on >= 88 % in the mean. Step 40: odd fraction <= 0.35 "
             "in the mean and <= 0.20 in the median",
-            measured=f"step 1: odd fraction {_listed(first['odd_fraction'])}, agreement {_listed(agreement)} (mean "
-            f"{agreement.mean():.3f}); step {int(last['step'][0])}: odd fraction {_listed(late)} (mean "
+            measured=f"step 1: odd fraction {listed(first['odd_fraction'])}, agreement {listed(agreement)} (mean "
+            f"{agreement.mean():.3f}); step {int(last['step'][0])}: odd fraction {listed(late)} (mean "
             f"{late.mean():.3f}, median {np.median(late):.3f})",
             holds=bool((first["odd_fraction"] >= 0.9).all())
             and bool((agreement >= 0.8).all())
@@ -221,7 +221,7 @@ class GrokkingXor(Study):
             and bool(np.median(late) <= 0.2),
             controls=(
                 "mean |cos| of neurons with the mean of their own class, and of the other, at the end: "
-                f"{_listed(last['own_alignment'])}; {_listed(last['other_alignment'])}",
+                f"{listed(last['own_alignment'])}; {listed(last['other_alignment'])}",
                 self._late_odd_fraction(data, "further", "further draws of data and weights"),
                 self._late_odd_fraction(data, "balanced", "the same seeds with as many samples of each cluster"),
             ),
@@ -254,11 +254,11 @@ class GrokkingXor(Study):
             kind="threshold",
             criterion="initial scale 0.02, 40 steps, 3 seeds: test accuracy <= 0.60 in every seed, accuracy on noisy "
             "labels >= 0.98",
-            measured=f"training {_listed(last['train_accuracy'])}, test {_listed(last['test_accuracy'])}",
+            measured=f"training {listed(last['train_accuracy'])}, test {listed(last['test_accuracy'])}",
             holds=bool((last["test_accuracy"] <= 0.6).all()) and bool((last["train_accuracy"] >= 0.98).all()),
             controls=(
                 f"test accuracy of the same seeds from scale {self.initial_scale:g}: "
-                f"{_listed(small['test_accuracy'][: len(last['test_accuracy'])])}",
+                f"{listed(small['test_accuracy'][: len(last['test_accuracy'])])}",
             ),
         )
 
@@ -289,10 +289,6 @@ def _row(values: Mapping[str, Any]) -> dict[str, list[Any]]:
 
 def _relative(first: torch.Tensor, second: torch.Tensor) -> float:
     return float((first - second).detach().abs().max() / second.detach().abs().max())
-
-
-def _listed(values: np.ndarray, form: str = ".3f") -> str:
-    return ", ".join(f"{value:{form}}" for value in values)
 
 
 def _by_seed(data: Mapping[str, Any], chosen: np.ndarray) -> list[np.ndarray]:

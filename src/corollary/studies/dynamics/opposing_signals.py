@@ -15,7 +15,7 @@ from corollary.dynamics.opposing import OpposingReport, OpposingSignals
 from corollary.dynamics.opposing_gradients import opposition
 from corollary.dynamics.opposing_groups import ROSENFELD_2024, extremes
 from corollary.engine import Members, population
-from corollary.evidence import Claim, Data, Figure, Parts, Source, Study
+from corollary.evidence import Claim, Data, Figure, Parts, Source, Study, listed
 from corollary.evidence.study import in_memory
 from corollary.linalg import sharpness
 from corollary.studies.dynamics import opposing_signals_model as model
@@ -187,9 +187,9 @@ class OpposingSignalsStudy(Study):
             criterion=f"learning rate {rate:g}: learning rate times sharpness over 2, mean of the last 200 "
             "steps, in [0.9, 1.15] and alternation >= 0.90 for every seed; cosine of the groups' mean gradients "
             f"<= -0.15 for every seed, <= -0.25 in the mean; learning rate {smooth_rate:g}: alternation <= 0.05",
-            measured=f"learning rate {rate:g}: edge {_listed(edge['edge'])}, alternation "
-            f"{_listed(edge['alternation'])}, cosine {_listed(cosines)}, mean {np.mean(cosines):.3f}; learning rate "
-            f"{smooth_rate:g}: alternation {_listed(smooth['alternation'])}",
+            measured=f"learning rate {rate:g}: edge {listed(edge['edge'])}, alternation "
+            f"{listed(edge['alternation'])}, cosine {listed(cosines)}, mean {np.mean(cosines):.3f}; learning rate "
+            f"{smooth_rate:g}: alternation {listed(smooth['alternation'])}",
             holds=bool(
                 ((edge["edge"] >= 0.9) & (edge["edge"] <= 1.15) & (edge["alternation"] >= 0.9)).all()
                 and (cosines <= -0.15).all()
@@ -197,15 +197,15 @@ class OpposingSignalsStudy(Study):
                 and (smooth["alternation"] <= 0.05).all()
             ),
             controls=(
-                f"random groups, learning rate {rate:g}: cosine {_listed(edge['random_opposition'])}; all "
-                f"samples: alternation {_listed(edge['alternation_of_all'])}",
-                f"the groups' cosine after the change: {_listed(edge['opposition_after'])}",
-                f"learning rate {smooth_rate:g}: edge {_listed(smooth['edge'])}, cosine "
-                f"{_listed(smooth['opposition'])}, random {_listed(smooth['random_opposition'])}",
-                f"top 2 % of the samples make {_listed(edge['concentration'])} of all changes; groups persist with "
-                f"overlap {_listed(edge['persistence'])} from rise to rise",
+                f"random groups, learning rate {rate:g}: cosine {listed(edge['random_opposition'])}; all "
+                f"samples: alternation {listed(edge['alternation_of_all'])}",
+                f"the groups' cosine after the change: {listed(edge['opposition_after'])}",
+                f"learning rate {smooth_rate:g}: edge {listed(smooth['edge'])}, cosine "
+                f"{listed(smooth['opposition'])}, random {listed(smooth['random_opposition'])}",
+                f"top 2 % of the samples make {listed(edge['concentration'])} of all changes; groups persist with "
+                f"overlap {listed(edge['persistence'])} from rise to rise",
                 "curvature along the top eigenvector over the sharpness, rising, falling and random group: "
-                + "; ".join(_listed(edge[name] / edge["curvature"]) for name in ("rising", "falling", "random")),
+                + "; ".join(listed(edge[name] / edge["curvature"]) for name in ("rising", "falling", "random")),
             ),
         )
 
@@ -223,8 +223,8 @@ class OpposingSignalsStudy(Study):
             criterion="Euler steps of 1e-4 to time 20, alpha 10 and 50, |beta| 1, 2, 4: end within 1e-4 of the limit; "
             "conserved quantity drifts by <= 1e-3 of |beta|; limits at |beta| 4 and 2 in ratio 2 within 2 %; for alpha "
             "50 the sharpness first falls by >= 4 %",
-            measured=f"largest relative error {error:.2g}; largest drift {drift:.2g}; ratios {_listed(ratios, 4)}; "
-            f"falls by {_listed(100 * falls, 1)} % at |beta| 1, 2, 4",
+            measured=f"largest relative error {error:.2g}; largest drift {drift:.2g}; ratios {listed(ratios, '.4f')}; "
+            f"falls by {listed(100 * falls, '.1f')} % at |beta| 1, 2, 4",
             holds=error <= 1e-4
             and drift <= 1e-3
             and bool((np.abs(ratios / 2 - 1) <= 0.02).all())
@@ -286,8 +286,8 @@ class OpposingSignalsStudy(Study):
             kind="threshold",
             criterion=f"learning rate {rate:g}, same steps: for every seed a cosine lower by >= 0.1 than "
             "that of the k samples of highest loss and the k after them",
-            measured=f"cosine {_listed(edge['opposition'])} against {_listed(edge['high_loss_opposition'])}: lower by "
-            f"{_listed(gains)}",
+            measured=f"cosine {listed(edge['opposition'])} against {listed(edge['high_loss_opposition'])}: lower by "
+            f"{listed(gains)}",
             holds=bool((gains >= 0.1).all()),
         )
 
@@ -366,7 +366,3 @@ def _where(table: Mapping[str, Any], **wanted: float) -> dict[str, np.ndarray]:
     columns = {name: np.asarray(column) for name, column in table.items()}
     rows = np.logical_and.reduce([columns[name] == value for name, value in wanted.items()])
     return {name: column[rows] for name, column in columns.items()}
-
-
-def _listed(values: Sequence[float] | np.ndarray, digits_shown: int = 3) -> str:
-    return ", ".join(f"{value:.{digits_shown}f}" for value in values)

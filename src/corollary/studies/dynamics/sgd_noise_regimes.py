@@ -15,7 +15,7 @@ from corollary.dynamics.fits import LinearFit, fit_linear, fit_power_law
 from corollary.dynamics.noise_diagram import MeanFieldPerceptron, noise_phase_diagram
 from corollary.dynamics.noise_perceptron import SCLOCCHI_2023, perceptron_noise
 from corollary.dynamics.noise_table import PhaseTable, characteristic_temperature
-from corollary.evidence import Claim, Data, Figure, Parts, Source, Study, Table
+from corollary.evidence import Claim, Data, Figure, Parts, Source, Study, Table, joined
 from corollary.evidence.study import in_memory
 from corollary.studies.dynamics import sgd_noise_regimes_pictures as pictures
 
@@ -128,9 +128,9 @@ class SgdNoiseRegimes(Study):
         perceptrons = [parts(f"perceptron chi {chi:g}", partial(self._perceptrons, chi)) for chi in CHIS]
         networks = [parts(f"networks {size}", partial(self._networks, size)) for size in setup.points]
         return {
-            "perceptron": _joined(perceptrons),
+            "perceptron": joined(perceptrons),
             "scaling": parts("scaling", self._scaling),
-            "networks": _joined(networks),
+            "networks": joined(networks),
             "phase": parts("phase", self._phase),
         }
 
@@ -345,7 +345,3 @@ def _as_table(table: Table, setup: Setup) -> PhaseTable:
 
 def _columns(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> dict[str, np.ndarray]:
     return {name: np.array(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
-
-
-def _joined(tables: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([np.atleast_1d(table[name]) for table in tables]) for name in tables[0]}

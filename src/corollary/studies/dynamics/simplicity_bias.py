@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from corollary.dynamics.reliance import perturbation_share, randomized_metrics
 from corollary.dynamics.slab_data import LINEAR, SHAH_2020, PairedImages, SlabData, slab_data, slab_linear_accuracy
 from corollary.engine import Population, population, sgd
-from corollary.evidence import Claim, Data, Figure, Parts, Source, Study
+from corollary.evidence import Claim, Data, Figure, Parts, Source, Study, listed
 from corollary.evidence.study import in_memory
 from corollary.studies.dynamics import simplicity_bias_pictures as pictures
 from corollary.studies.dynamics.simplicity_bias_networks import (
@@ -281,17 +281,17 @@ class SimplicityBias(Study):
             kind="threshold",
             criterion="LMS-5 (1 linear, 49 five-slab coordinates), 3 seeds, each: AUC with the linear coordinate "
             "shuffled in [0.45, 0.56], AUC with all others shuffled >= 0.99, accuracy as it is >= 0.999",
-            measured=f"linear shuffled {_listed(without)}; all others shuffled {_listed(alone)}; accuracy "
-            f"{_listed(found['accuracy'], '.4f')}, after {_listed(found['updates'], '.0f')} updates",
+            measured=f"linear shuffled {listed(without)}; all others shuffled {listed(alone)}; accuracy "
+            f"{listed(found['accuracy'], '.4f')}, after {listed(found['updates'], '.0f')} updates",
             holds=bool(((without >= 0.45) & (without <= 0.56)).all())
             and bool((alone >= 0.99).all())
             and bool((found["accuracy"] >= 0.999).all()),
             controls=(
                 "distance of the true class's log-odds from their distribution as they are: linear shuffled "
-                f"{_listed(found['without_ks'])}, all others shuffled {_listed(found['alone_ks'])}",
+                f"{listed(found['without_ks'])}, all others shuffled {listed(found['alone_ks'])}",
                 "MS-(5,7), where the simplest of 50 coordinates has five slabs and the others seven: AUC with it "
-                f"shuffled {_listed(slabs['without_auc'])}, with all others shuffled {_listed(slabs['alone_auc'])}, "
-                f"accuracy {_listed(slabs['accuracy'], '.4f')}, after {_listed(slabs['updates'], '.0f')} updates",
+                f"shuffled {listed(slabs['without_auc'])}, with all others shuffled {listed(slabs['alone_auc'])}, "
+                f"accuracy {listed(slabs['accuracy'], '.4f')}, after {listed(slabs['updates'], '.0f')} updates",
                 "images (see the table), half that a linear model reads with accuracy "
                 f"{images['linear_top'][0]:.3f} above one it reads with {images['linear_bottom'][0]:.3f}: AUC "
                 f"{np.mean(images['auc']):.3f}, upper half shuffled {np.mean(images['without_top_auc']):.3f}, lower "
@@ -310,9 +310,9 @@ class SimplicityBias(Study):
             criterion="noise 0.1: test accuracy in [0.935, 0.960], within 0.01 of it with all but the linear "
             "coordinate shuffled, <= 0.56 with the linear coordinate shuffled; 50 seven-slab coordinates: test "
             "accuracy >= 0.99",
-            measured=f"test accuracy {_listed(accuracy, '.4f')}, all others shuffled {_listed(alone, '.4f')}, linear "
-            f"shuffled {_listed(without)}; seven-slab coordinates alone {_listed(slabs['accuracy'], '.4f')} after "
-            f"{_listed(slabs['updates'], '.0f')} updates",
+            measured=f"test accuracy {listed(accuracy, '.4f')}, all others shuffled {listed(alone, '.4f')}, linear "
+            f"shuffled {listed(without)}; seven-slab coordinates alone {listed(slabs['accuracy'], '.4f')} after "
+            f"{listed(slabs['updates'], '.0f')} updates",
             holds=bool(((accuracy >= 0.935) & (accuracy <= 0.96)).all())
             and bool((np.abs(alone - accuracy) <= 0.01).all())
             and bool((without <= 0.56).all())
@@ -365,15 +365,15 @@ class SimplicityBias(Study):
             criterion="networks of C1, 1000 test points, 20 steps of a tenth of the radius in L2. Radius 0.5 times the "
             "range of the inputs: mean share of the perturbation in the linear coordinate >= 0.95, accuracy <= 0.05; "
             "radius 0.1: accuracy in [0.4, 0.95]; every seed",
-            measured=f"radius 0.5: share {_listed(large['share'])}, accuracy {_listed(large['accuracy'])}; radius 0.1: "
-            f"accuracy {_listed(small['accuracy'])}",
+            measured=f"radius 0.5: share {listed(large['share'])}, accuracy {listed(large['accuracy'])}; radius 0.1: "
+            f"accuracy {listed(small['accuracy'])}",
             holds=bool((large["share"] >= 0.95).all())
             and bool((large["accuracy"] <= 0.05).all())
             and bool(((small["accuracy"] >= 0.4) & (small["accuracy"] <= 0.95)).all()),
             controls=(
-                f"share at radius 0.1: {_listed(small['share'])}",
+                f"share at radius 0.1: {listed(small['share'])}",
                 "MS-(5,7), share in the five-slab coordinate at radii "
-                f"{_listed(slabs['budget'], '.1f')}: {_listed(slabs['share'])}; in the paper 0.991",
+                f"{listed(slabs['budget'], '.1f')}: {listed(slabs['share'])}; in the paper 0.991",
             ),
             note="On MS-(5,7) the share grows while training goes on after the fit: this network stops at a loss of "
             "0.001; one trained at the paper's rate of 0.1 for 16,000 updates had 0.98 at radius 0.1 and 0.86 at 0.5.",
@@ -422,7 +422,3 @@ def _table(part: Mapping[str, Any], name: str) -> dict[str, np.ndarray]:
     """The columns of one table of a part."""
     prefix = f"{name}/"
     return {key.removeprefix(prefix): np.asarray(part[key]) for key in part if key.startswith(prefix)}
-
-
-def _listed(values: np.ndarray, form: str = ".3f") -> str:
-    return ", ".join(f"{value:{form}}" for value in values)

@@ -15,7 +15,7 @@ from corollary.dynamics.ghost_batch_norm import HOFFER_2017, GhostBatchNorm1d, G
 from corollary.dynamics.large_batch import SETTINGS, generalisation_gap
 from corollary.dynamics.weight_diffusion import fit_diffusion, weight_distance
 from corollary.engine import population, schedule, sgd
-from corollary.evidence import PALETTE, Claim, Data, Figure, Parts, Source, Study
+from corollary.evidence import PALETTE, Claim, Data, Figure, Parts, Source, Study, joined, listed
 from corollary.evidence.study import in_memory
 
 LABELS = {
@@ -62,10 +62,10 @@ class TrainLonger(Study):
             for kind, batch in kinds
         ]
         return {
-            "gap": _joined(gaps),
-            "further": _joined(further) if further else {"setting": [], "seed": [], "accuracy": [], "updates": []},
-            "distance": _joined(paths),
-            "exactness": _joined([parts("exactness", _exactness)]),
+            "gap": joined(gaps),
+            "further": joined(further) if further else {"setting": [], "seed": [], "accuracy": [], "updates": []},
+            "distance": joined(paths),
+            "exactness": joined([parts("exactness", _exactness)]),
         }
 
     def claims(self, data: Data) -> tuple[Claim, ...]:
@@ -204,11 +204,11 @@ class TrainLonger(Study):
             kind="threshold",
             criterion="from update 5: R² of the logarithm >= 0.97 in each of 3 seeds, and above that of the root by "
             ">= 0.05 in the mean",
-            measured=f"R² log {_listed(logs)}, root {_listed(roots)}",
+            measured=f"R² log {listed(logs)}, root {listed(roots)}",
             holds=bool((logs >= 0.97).all()) and bool((logs - roots).mean() >= 0.05),
             controls=(
-                f"a power law explains {_listed(np.array([fit.r2_power for fit in fits]))} with exponents "
-                f"{_listed(np.array([fit.exponent for fit in fits]))}",
+                f"a power law explains {listed(np.array([fit.r2_power for fit in fits]))} with exponents "
+                f"{listed(np.array([fit.exponent for fit in fits]))}",
             ),
         )
 
@@ -228,8 +228,8 @@ class TrainLonger(Study):
             kind="threshold",
             criterion=f"batches {', '.join(map(str, self._batches()))}, mean distance at update {COMPARED_AT}: largest "
             "over smallest <= 1.5 with scaling, >= 1.7 without",
-            measured=f"{scaled.max() / scaled.min():.2f} with ({_listed(scaled, '.1f')}), "
-            f"{fixed.max() / fixed.min():.2f} without ({_listed(fixed, '.1f')})",
+            measured=f"{scaled.max() / scaled.min():.2f} with ({listed(scaled, '.1f')}), "
+            f"{fixed.max() / fixed.min():.2f} without ({listed(fixed, '.1f')})",
             holds=bool(scaled.max() / scaled.min() <= 1.5) and bool(fixed.max() / fixed.min() >= 1.7),
         )
 
@@ -274,10 +274,6 @@ def _exactness() -> dict[str, Any]:
     return {"case": np.array(list(found)), "difference": np.array(list(found.values()))}
 
 
-def _joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in parts[0]}
-
-
 def _paths(data: Mapping[str, Any], kind: str, batch: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Updates and distances, for each seed."""
     table = {name: np.asarray(column) for name, column in data["distance"].items()}
@@ -293,10 +289,6 @@ def _difference(first: np.ndarray, second: np.ndarray) -> str:
         return "not run"
     apart = first - second
     return f"{apart.mean():+.4f} ± {apart.std(ddof=1) / math.sqrt(len(apart)):.4f}"
-
-
-def _listed(values: np.ndarray, form: str = ".3f") -> str:
-    return ", ".join(f"{value:{form}}" for value in values)
 
 
 def _draw_gap(axes: Any, data: Mapping[str, Any]) -> None:

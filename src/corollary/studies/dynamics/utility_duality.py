@@ -20,7 +20,7 @@ from corollary.dynamics.utility_probability import (
     fit_utility_probability,
 )
 from corollary.engine import cross_entropy, fit, seeded
-from corollary.evidence import Claim, Data, Figure, Parts, Source, Study
+from corollary.evidence import Claim, Data, Figure, Parts, Source, Study, listed
 from corollary.evidence.study import in_memory
 from corollary.studies.dynamics import utility_duality_pictures as pictures
 from corollary.studies.dynamics.utility_duality_networks import (
@@ -368,8 +368,8 @@ class UtilityDuality(Study):
             kind="threshold",
             criterion="300 sentences of a grammar, means of 3 seeds: Kendall tau over the 50 most likely sequences "
             ">= 0.55, total variation >= 0.14",
-            measured=f"tau {tau:.3f} ({_listed(table['tau'][own])}), total variation {variation:.3f} "
-            f"({_listed(table['variation'][own])})",
+            measured=f"tau {tau:.3f} ({listed(table['tau'][own])}), total variation {variation:.3f} "
+            f"({listed(table['variation'][own])})",
             holds=tau >= 0.55 and variation >= 0.14,
             controls=tuple(
                 f"{n} sentences: tau {means[n][0]:.3f}, total variation {means[n][1]:.3f}" for n in sizes[1:]
@@ -408,7 +408,3 @@ def _single(table: Mapping[str, Sequence[Any] | np.ndarray]) -> dict[str, float]
 def _cell(report: Mapping[str, Sequence[Any] | np.ndarray], transform: str, rule: str, quality: str) -> float:
     own = (np.asarray(report["transform"]) == transform) & (np.asarray(report["rule"]) == rule)
     return float(np.asarray(report[quality])[own].item())
-
-
-def _listed(values: np.ndarray) -> str:
-    return ", ".join(f"{value:.3f}" for value in values)

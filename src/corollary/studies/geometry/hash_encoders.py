@@ -13,7 +13,7 @@ from torch import nn
 
 from corollary.data import Dataset, Split, digits, load
 from corollary.engine import seeded
-from corollary.evidence import PALETTE, Claim, Data, Figure, Parts, Source, Study, Table
+from corollary.evidence import PALETTE, Claim, Data, Figure, Parts, Source, Study, Table, joined
 from corollary.evidence.study import in_memory
 from corollary.geometry.affine import local_affine
 from corollary.geometry.hash_report import HE_2021, phase_chart, reference_mlp
@@ -58,9 +58,9 @@ class HashEncoders(Study):
             for n in (*self._samples, full)
         ]
         return {
-            "size": _joined(sizes),
-            "time": _joined(times),
-            "samples": _joined(samples),
+            "size": joined(sizes),
+            "time": joined(times),
+            "samples": joined(samples),
             "regions": parts("regions", self._pairs),
             "setting": {"training_samples": [full], "test_samples": [len(data.test.x) if data.test else 0]},
         }
@@ -300,11 +300,6 @@ def _random_network() -> nn.Module:
     """The network of H6, with PyTorch's initial weights."""
     a, b, c, d = PAIR_LAYERS
     return nn.Sequential(nn.Linear(a, b), nn.ReLU(), nn.Linear(b, c), nn.ReLU(), nn.Linear(c, d))
-
-
-def _joined(tables: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """Tables of the same columns, one after the other."""
-    return {name: np.concatenate([np.asarray(table[name]) for table in tables]) for name in tables[0]}
 
 
 def _rows(table: Table, **wanted: int) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from scipy.interpolate import RBFInterpolator
 from torch import Tensor, nn
 
 from corollary.engine import adam, population, warmup_cosine
-from corollary.evidence import PALETTE, Claim, Data, Figure, Parts, Source, Study
+from corollary.evidence import PALETTE, Claim, Data, Figure, Parts, Source, Study, joined, listed
 from corollary.evidence.study import in_memory
 from corollary.geometry.dimension import FACCO_2017, functional_dimension, participation_ratio, two_nn
 from corollary.geometry.relu_arithmetic import YAROTSKY
@@ -49,12 +49,12 @@ class IntrinsicDimension(Study):
         spheres = [parts(f"sphere {D}", lambda D=D: self._sphere(D)) for D in self._lower_spaces]
         learned = [parts(f"learning {D}", lambda D=D: self._learned(D)) for D in self._lower_spaces]
         return {
-            "circle": _joined(circles),
-            "sphere": _joined(spheres),
+            "circle": joined(circles),
+            "sphere": joined(spheres),
             "peers": parts("peers", self._peers),
-            "lemmas": _joined([parts(f"lemmas {q}", lambda q=q: self._lemmas(q)) for q in TUBES]),
-            "network": _joined([parts(f"network {D}", lambda D=D: self._compiled(D)) for D in self._spaces]),
-            "learning": _joined(learned),
+            "lemmas": joined([parts(f"lemmas {q}", lambda q=q: self._lemmas(q)) for q in TUBES]),
+            "network": joined([parts(f"network {D}", lambda D=D: self._compiled(D)) for D in self._spaces]),
+            "learning": joined(learned),
         }
 
     def claims(self, data: Data) -> tuple[Claim, ...]:
@@ -351,7 +351,7 @@ class IntrinsicDimension(Study):
             "and seed; control >= 0.03 for D = 10, 30 and every seed, and >= 10 times that of sin 3 theta",
             measured="; ".join(f"D = {space}: {f.max():.4f}, control {c.mean():.3f}" for space, (f, c) in of.items()),
             holds=bool(error.max() <= 0.01) and all((c >= np.maximum(0.03, 10 * f)).all() for f, c in judged),
-            controls=tuple(f"control by seed, D = {space}: {_listed(c, 3)}" for space, (_, c) in of.items()),
+            controls=tuple(f"control by seed, D = {space}: {listed(c)}" for space, (_, c) in of.items()),
             note="The choice of the control moves its error: see M6.",
         )
 
@@ -364,10 +364,10 @@ class IntrinsicDimension(Study):
             kind="threshold",
             criterion="networks of M5 at D = 30, every seed: participation <= 2.5 (a circle's: 2) while the two-NN "
             "dimension of the data is >= 12; participation of the control >= 3.5",
-            measured=f"participation {_listed(found)}; two-NN of the data {_listed(dimension)}; control "
-            f"{_listed(control)}",
+            measured=f"participation {listed(found, '.2f')}; two-NN of the data {listed(dimension, '.2f')}; control "
+            f"{listed(control, '.2f')}",
             holds=bool((found <= 2.5).all() and (dimension >= 12).all() and (control >= 3.5).all()),
-            controls=(f"participation of the control's own gradients: {_listed(own)}",),
+            controls=(f"participation of the control's own gradients: {listed(own, '.2f')}",),
             note="Sums of 64 bumps around random centres differ in how many directions they depend on themselves: "
             "participation 2.3 to 5.4 at D = 30, by exact gradients. The control is the first draw with 4 or more. "
             "This rule was set after two others were tried: with the first draw as it came, M6's control fell short; "
@@ -405,10 +405,6 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def _joined(tables: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([np.asarray(table[name]) for table in tables]) for name in tables[0]}
-
-
 def _columns(table: Mapping[str, Any]) -> tuple[np.ndarray, ...]:
     return tuple(np.asarray(column) for column in table.values())
 
@@ -434,10 +430,6 @@ def _linearity(x: np.ndarray, y: np.ndarray) -> float:
     """R^2 of the line of least squares."""
     residual = y - np.polyval(np.polyfit(x, y, 1), x)
     return float(1 - residual.var() / y.var())
-
-
-def _listed(values: np.ndarray, digits: int = 2) -> str:
-    return ", ".join(f"{value:.{digits}f}" for value in values)
 
 
 def _draw_rates(axes: Any, data: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 
 from corollary.data import digits
 from corollary.engine import adam, population, seeded
-from corollary.evidence import Claim, Data, Figure, Parts, Source, Study
+from corollary.evidence import Claim, Data, Figure, Parts, Source, Study, joined
 from corollary.evidence.study import in_memory
 from corollary.geometry.loss_quadratic import loss_quadratic
 from corollary.geometry.perturbation import RIEDI, perturbation_bounds, residual_condition_bound, singular_value_path
@@ -92,10 +91,10 @@ class LocalLinearSingularValues(Study):
         random = [parts(f"residual {name}", lambda n=name: self._residual(n)) for name in NEGATIVE_SLOPE]
         trained = parts("trained networks", self._trained)
         return {
-            "depth": _joined(by_rho),
+            "depth": joined(by_rho),
             "quadratic": parts("loss quadratic", self._quadratic),
             "facts": parts("perturbation facts", self._facts),
-            "residual_layers": _joined(random),
+            "residual_layers": joined(random),
             "plain_layers": parts("plain layers", self._plain),
             "gaussian": parts("gaussian matrices", self._gaussian),
             "trained": {name: trained[name] for name in ("rho", "seed", "ratio", "rank")},
@@ -308,10 +307,6 @@ class LocalLinearSingularValues(Study):
             ),
             note="The paper trains convolutional networks on CIFAR.",
         )
-
-
-def _joined(tables: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([np.asarray(table[name]) for table in tables]) for name in tables[0]}
 
 
 # ------------------------------------------------------------------------------------------------ random matrices

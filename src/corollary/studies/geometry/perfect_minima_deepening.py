@@ -1,7 +1,7 @@
 """The study `perfect-minima-deepening`: zero training error says nothing, since layers can be added that only fit."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from corollary.data import digits
 from corollary.engine import fit, seeded
-from corollary.evidence import PALETTE, Claim, Data, Figure, Parts, Source, Study
+from corollary.evidence import PALETTE, Claim, Data, Figure, Parts, Source, Study, joined
 from corollary.evidence.study import in_memory
 from corollary.geometry.bumps import LIN_WANG_ZHOU
 from corollary.geometry.deepening import DeepenedNet, deepen, patched_targets
@@ -46,8 +46,8 @@ class PerfectMinimaDeepening(Study):
         rates = [parts(f"rate {n}", lambda n=n: self._rates(n)) for n in self._sizes]
         exact = [parts(f"exact {d}", lambda d=d: self._exact(d)) for d in (1, 2, 5)]
         return {
-            "rates": _joined(rates),
-            "exact": _joined(exact),
+            "rates": joined(rates),
+            "exact": joined(exact),
             "continuum": parts("continuum", self._continuum),
             "patch": parts("patch", self._patch),
             "picture": parts("picture", self._picture),
@@ -391,10 +391,6 @@ def _fine_tuned(net: nn.Module, x: Tensor, labels: Tensor) -> tuple[nn.Module, i
         stop_when=lambda measured: float(measured["accuracy"]) == 1,
     )
     return tuned.module, tuned.step
-
-
-def _joined(tables: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([np.asarray(table[name]) for table in tables]) for name in tables[0]}
 
 
 def _columns(table: Mapping[str, Any], *names: str) -> tuple[np.ndarray, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from corollary.engine import Population, Rule, adam, population, sgd
-from corollary.evidence import Claim, Data, Figure, Parts, Source, Study
+from corollary.evidence import Claim, Data, Figure, Parts, Source, Study, joined
 from corollary.evidence.study import in_memory
 from corollary.geometry.alignment import ALLEMAN_2024, KORNBLITH_2019, kernel_alignment, linear_kernel
 from corollary.geometry.disentanglement import BERNARDI_2020, ccgp, parallelism
@@ -90,11 +90,11 @@ class RepresentationGeometry(Study):
         ]
         pure = [parts(f"pure {name}", partial(self._pure, name)) for name in ("relu", "tanh")]
         return {
-            "unstructured": _joined([_without(part, "path_") for part in clusters]),
-            "xor": _joined([*nudged, *pure]),
+            "unstructured": joined([_without(part, "path_") for part in clusters]),
+            "xor": joined([*nudged, *pure]),
             "closed_forms": parts("closed forms", _closed_forms),
-            "trajectories": _joined([only(part, "path_") for part in clusters if "path_step" in part]),
-            "field": _joined([parts(f"field {name}", partial(self._field, name)) for name in ("relu", "tanh")]),
+            "trajectories": joined([only(part, "path_") for part in clusters if "path_step" in part]),
+            "field": joined([parts(f"field {name}", partial(self._field, name)) for name in ("relu", "tanh")]),
         }
 
     def claims(self, data: Data) -> tuple[Claim, ...]:
@@ -426,10 +426,6 @@ def _by_draw(data: Data, name: str, bound: float) -> str:
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     return {name: [row[name] for row in rows] for name in rows[0]}
-
-
-def _joined(tables: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([np.asarray(table[name]) for table in tables]) for name in tables[0]}
 
 
 def _without(part: Mapping[str, Any], prefix: str) -> dict[str, Any]:
