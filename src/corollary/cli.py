@@ -111,15 +111,9 @@ def inspect(
             trust_pickle=trust_pickle,
             debug=debug,
         )
-    page = report.save(output or Path(f"corollary-report-{report.name}.html"))
-    report.save(page.with_suffix(".json"))
     if figures:
         report.save_figures(figures)
-    if json:
-        _print_json(report.as_json())
-    else:
-        _show_report(report, page)
-    return 0
+    return _delivered(report, output or Path(f"corollary-report-{report.name}.html"), json)
 
 
 def list_probes(*, json: bool = False) -> int:
@@ -353,6 +347,17 @@ def _command(model: str, **flags: object) -> str:
 
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
+
+
+def _delivered(report: "Report", page: Path, json: bool) -> int:
+    """Write the page and the JSON beside it, and say on standard output what is in them."""
+    report.save(page)
+    report.save(page.with_suffix(".json"))
+    if json:
+        _print_json(report.as_json())
+    else:
+        _show_report(report, page)
+    return 0
 
 
 def _show_report(report: "Report", page: Path) -> None:
