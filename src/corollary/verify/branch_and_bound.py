@@ -20,6 +20,7 @@ from corollary.verify.branching import (
     Neurons,
     PointRule,
     Rule,
+    best_of_ranks,
     constant_scores,
     gap_scores,
     input_lines,
@@ -52,7 +53,8 @@ class Branching:
 
     Args:
         rule: the score that orders neurons: "bbps", "babsr" (constant terms only), "gap" (area of the relaxations),
-            "random"; "auto": "babsr" where every nonlinearity is piecewise linear, "bbps" elsewhere.
+            "mixed" (the best of bbps and of gap), "random"; "auto": "babsr" where every nonlinearity is piecewise linear,
+            "mixed" elsewhere.
         candidates: neurons whose children are bounded once before the best is split; 1 takes the score's word.
         batch: domains split together; by the number of neurons where None.
         iterations: steps of the optimiser for each child.
@@ -130,9 +132,9 @@ class _Search:
         self.lines: InputLines | None = None
         self.rule = branching.rule
         if branching.rule == "auto":
-            self.rule = "bbps" if bool(self.neurons.bends.any()) else "babsr"
+            self.rule = "mixed" if bool(self.neurons.bends.any()) else "babsr"
         self.only_products = self.neurons.only_products
-        if self.rule == "bbps":
+        if self.rule in ("bbps", "mixed"):
             self.lines = input_lines(network, self.neurons, root.known, self.region)
         self.parts = [
             (node, side)
@@ -341,13 +343,16 @@ class _Search:
         else:
             scores = gap_scores(self.neurons, known, points, bound.kept, free)
         scores = torch.where(able, scores.nan_to_num(nan=0.0), -torch.inf)
-        if self.rule == "bbps" and self.lines is not None:
+        if self.rule in ("bbps", "mixed") and self.lines is not None:
             found = shortcut_scores(
                 self.neurons, known, points, bound.kept, free, self.lines, self._region(len(lower)), scores, bound.lower
             )
-            # Neurons that only products read have no shortcut: they follow, by their gaps.
-            by_gap = torch.where(self.only_products, scores + bound.lower.amin(1, keepdim=True), -torch.inf)
-            scores = torch.where(able, torch.maximum(found, by_gap), -torch.inf)
+            if self.rule == "mixed":
+                scores = torch.where(able, best_of_ranks(scores, found), -torch.inf)
+            else:
+                # Neurons that only products read have no shortcut: they follow, by their gaps.
+                by_gap = torch.where(self.only_products, scores + bound.lower.amin(1, keepdim=True), -torch.inf)
+                scores = torch.where(able, torch.maximum(found, by_gap), -torch.inf)
         top = scores.topk(most, dim=1)
         chosen = top.indices
         valid = top.values > -torch.inf

@@ -22,7 +22,7 @@ from corollary.verify.relaxations import Lines
 from corollary.verify.sets import Box, Region
 from corollary.verify.sweep import signed_positions
 
-Rule = Literal["bbps", "babsr", "gap", "random"]
+Rule = Literal["bbps", "babsr", "gap", "mixed", "random"]
 SHORTCUTS = 2**26
 """Neurons are scored with the shortcut while they, times rows and inputs, are at most so many; those of largest gap."""
 PIECE = 2**22
@@ -201,6 +201,16 @@ def _product_gain(node: Node, reader: Node, known: Known, weight: Tensor) -> Ten
         return gain.flatten(1) / 8
     spread = torch.ones_like(size) * other.reshape(len(other), 1, *(1,) * (size.ndim - other.ndim), *other.shape[2:])
     return (own * summed_to(size * spread, sample_shape(node))).flatten(1) / 8
+
+
+def best_of_ranks(*scores: Tensor) -> Tensor:
+    """The better rank of each neuron, as a number that rises with it, (batch, neurons): candidates of every score.
+
+    The shortcut sees how a neuron stands with others of its node, the gap how much its own lines can move; where paths
+    run in parallel, as in formulas written out, only the gap is right.
+    """
+    ranks = [score.argsort(dim=1, descending=True).argsort(dim=1) for score in scores]
+    return -torch.stack(ranks).amin(0).to(scores[0].dtype)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from corollary.base.errors import BadInput, CannotCapture, NoRule
 from corollary.base.network import Inputs
 from corollary.base.seeds import Seeds
-from corollary.graph import Graph, GraphModule, Network, capture, load_network
+from corollary.graph import Graph, GraphModule, Network, capture, evaluate, load_network
 from corollary.verify.branch_and_bound import Branching, Root, split_neurons
 from corollary.verify.counterexample import Counterexample, OnnxProgram, replay
 from corollary.verify.falsify import falsify
@@ -33,6 +33,8 @@ Status = Literal["unsat", "sat", "unknown", "timeout"]
 Split = Literal["auto", "inputs", "neurons", "none"]
 CASES_AT_ONCE = 64
 """Regions of one specification whose first bounds are found together."""
+ALLOWANCES = 10
+"""A property that is missed in the middle of a region by less than so many allowances for rounding asks for float64."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,15 @@ def _specification(region: Specification | Region, unsafe: Sequence[Halfspaces] 
     return Specification(tuple(Case(region[slice(i, i + 1)], tuple(unsafe)) for i in range(len(region))))
 
 
+@dataclass(frozen=True, eq=False)
+class _Posed:
+    """The network and the property in one dtype, and what a bound must exceed in it."""
+
+    network: Prepared
+    queries: Queries
+    margin: Margin
+
+
 class _Run:
     def __init__(
         self,
@@ -150,6 +161,7 @@ class _Run:
     ):
         self.start, self.deadline, self.config = start, start + timeout, config
         self.timeout, self.tell = timeout, tell
+        self.posed: dict[torch.dtype, _Posed] = {}
         self.verdict = Verdict("unknown")
         self.graph, self.original = _graph_and_original(model, specification, example)
         for name, tensor in self.graph.tensors.items():
@@ -205,9 +217,8 @@ class _Run:
     def _decide(self) -> None:
         if self._attacked(min(self.config.attack[0], self.timeout / 20)):
             return
-        network = prepare(self.graph, dtype=self._dtype())
-        queries = Queries.of(self.specification, network.dtype, network.device)
-        margin = Margin.for_dtype(network.dtype)
+        posed = self._posed(self._dtype())
+        network, queries, margin = posed.network, posed.queries, posed.margin
         self._mark("prepare")
         split_input = self._splits_inputs(queries)
         if split_input:
@@ -220,9 +231,17 @@ class _Run:
             self._mark("input splitting")
             return
         for part in torch.arange(len(queries), device=network.device).split(CASES_AT_ONCE):
-            if not self._cases(network, queries[part], margin):
+            if not self._cases(posed, part):
                 return
         self.verdict.status = "unsat"
+
+    def _posed(self, dtype: torch.dtype) -> "_Posed":
+        """The property in a dtype, made once."""
+        if dtype not in self.posed:
+            network = prepare(self.graph, dtype=dtype)
+            queries = Queries.of(self.specification, dtype, network.device)
+            self.posed[dtype] = _Posed(network, queries, Margin.for_dtype(dtype))
+        return self.posed[dtype]
 
     def _dtype(self) -> torch.dtype:
         if self.config.dtype is not None:
@@ -305,21 +324,28 @@ class _Run:
             self.verdict.counterexample = found
         return found is not None
 
-    def _cases(self, network: Prepared, queries: Queries, margin: Margin) -> bool:
+    def _cases(self, posed: "_Posed", part: Tensor, attack: bool = True) -> bool:
         """Prove some of the cases; whether all of them are."""
+        network, queries, margin = posed.network, posed.queries[part], posed.margin
         output = network.graph.outputs[0]
         found = sweep(network, [queries.region])
         bound = lower_bounds(network, output, queries.on(output), [queries.region], found.known)
-        margins = queries.margins(margin.below(bound, queries.offsets))
+        allowed = margin.allowance(bound, queries.offsets)
+        margins = queries.margins(bound.lower - queries.offsets - allowed)
         queries = replace(queries, open=queries.open & ~(margins > 0))
         left = queries.open.any(1).nonzero()[:, 0]
         self.verdict.domains += len(queries)
         self._say(f"linear bounds: {len(queries) - len(left)} of {len(queries)} regions proved")
         self._mark("linear bounds")
-        if len(left) and self._attacked(min(self.config.attack[1], self.timeout / 10)):
+        if attack and len(left) and self._attacked(min(self.config.attack[1], self.timeout / 10)):
             return False
         for i in left:
             only = torch.tensor([int(i)], device=network.device)
+            if self._rounding_decides(network, queries[only], allowed[only]):
+                self._say("margins as small as rounding errors of float32: again in float64")
+                if not self._cases(self._posed(torch.float64), part[only], attack=False):
+                    return False
+                continue
             one = Sweep(found.known.at(only), {node: p[only] for node, p in found.positions.items()})
             outcome = self._backing_off(
                 lambda at_once, one=one, only=only: self._neurons(network, queries[only], one, margin, at_once)
@@ -328,6 +354,17 @@ class _Run:
             if not self._conclude(outcome):
                 return False
         return True
+
+    def _rounding_decides(self, network: Prepared, query: Queries, allowed: Tensor) -> bool:
+        """Whether an open disjunct is so nearly unsafe, at the middle of the region, that float32 leaves little to prove.
+
+        Args: `allowed`: what a row's bound is lowered by for rounding, (1, rows).
+        """
+        if network.dtype != torch.float32 or self.config.dtype is not None:
+            return False
+        outputs = evaluate(network.graph, query.region.center).reshape(1, 1, -1)
+        values = torch.einsum("nro,kno->nr", query.rows, outputs) - query.offsets
+        return bool((query.margins(values).abs() <= ALLOWANCES * allowed.amax(1, keepdim=True)).any())
 
     def _neurons(self, network: Prepared, query: Queries, found: Sweep, margin: Margin, at_once: int | None) -> Outcome:
         rows = query.open[0][query.disjunct[0]].nonzero()[:, 0]

@@ -26,8 +26,11 @@ class Margin:
 
     def below(self, bound: Bounded, offsets: Tensor) -> Tensor:
         """Lower bounds of row . y - offset that rounding leaves true, (batch, count): above zero they are proof."""
-        size = bound.size.detach() + offsets.abs()
-        return bound.lower - offsets - (self.absolute + self.relative * size)
+        return bound.lower - offsets - self.allowance(bound, offsets)
+
+    def allowance(self, bound: Bounded, offsets: Tensor) -> Tensor:
+        """What is taken off each bound for rounding, (batch, count)."""
+        return self.absolute + self.relative * (bound.size.detach() + offsets.abs())
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ Source: Xu et al. 2021, arXiv 2011.13824 (alpha), with inner bounds optimised fo
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from corollary.verify.known import Known
 from corollary.verify.layout import Rows
 from corollary.verify.linear_bounds import lower_bounds
 from corollary.verify.prepared import Prepared
+from corollary.verify.relevance import relevant_entries
 from corollary.verify.sets import Region
 from corollary.verify.sweep import Sweep, entered, open_entries, signed_positions
 from corollary.verify.windows import row_width
@@ -80,16 +81,29 @@ def optimised(
     how = ascent or Ascent()
     first: Parameters = {}
     least = lower_bounds(network, start, rows, regions, found.known, collect=first).lower.detach()
-    known = sharper(network, regions, found, how)
+    known = sharper(network, regions, found, how, relevant_entries(network, start, rows, found.known))
     lower, free = _risen(network, start, rows, regions, known, how, goal, first)
     return Optimised(torch.maximum(lower, least), known, free)
 
 
-def sharper(network: Prepared, regions: Sequence[Region], found: Sweep, ascent: Ascent) -> Known:
-    """The bounds of a sweep, those that came from backward passes optimised node by node."""
+def sharper(
+    network: Prepared,
+    regions: Sequence[Region],
+    found: Sweep,
+    ascent: Ascent,
+    relevant: Mapping[Node, Tensor] | None = None,
+) -> Known:
+    """The bounds of a sweep, those that came from backward passes optimised node by node.
+
+    Args: `relevant`: the entries that are worth it, (batch, entries); nodes that are not there have none.
+    """
     known = Known(network, found.known.batch, found.known.bounds)
     for node in found.positions:
+        if relevant is not None and node not in relevant:
+            continue
         needed = open_entries(network, node, known)
+        if relevant is not None:
+            needed &= relevant[node]
         if ascent.iterations == 0 or ascent.is_over() or not bool(needed.any()):
             continue
         positions = signed_positions(needed)
