@@ -19,10 +19,12 @@ from corollary.verify.branch_and_bound import Branching, Root, split_neurons
 from corollary.verify.counterexample import Counterexample, OnnxProgram, replay
 from corollary.verify.falsify import falsify
 from corollary.verify.input_splitting import split_inputs
+from corollary.verify.jumps import Held, parts_at_jump
 from corollary.verify.limit import OutOfTime, until
 from corollary.verify.linear_bounds import lower_bounds
 from corollary.verify.prepared import Prepared, prepare
 from corollary.verify.queries import Queries
+from corollary.verify.relevance import relevant_entries
 from corollary.verify.search import Margin, Outcome
 from corollary.verify.sets import Box, Region
 from corollary.verify.slopes import Ascent, optimised
@@ -35,6 +37,9 @@ CASES_AT_ONCE = 64
 """Regions of one specification whose first bounds are found together."""
 ALLOWANCES = 10
 """A property that is missed in the middle of a region by less than so many allowances for rounding asks for float64."""
+
+JUMPS = 6
+"""A region is taken apart at so many jumps of floors, one within the other; what is left is for neuron splitting."""
 
 
 @dataclass(frozen=True)
@@ -366,12 +371,18 @@ class _Run:
         values = torch.einsum("nro,kno->nr", query.rows, outputs) - query.offsets
         return bool((query.margins(values).abs() <= ALLOWANCES * allowed.amax(1, keepdim=True)).any())
 
-    def _neurons(self, network: Prepared, query: Queries, found: Sweep, margin: Margin, at_once: int | None) -> Outcome:
+    def _neurons(
+        self, network: Prepared, query: Queries, found: Sweep, margin: Margin, at_once: int | None, depth: int = 0
+    ) -> Outcome:
         rows = query.open[0][query.disjunct[0]].nonzero()[:, 0]
         query = replace(
             query, rows=query.rows[:, rows], offsets=query.offsets[:, rows], disjunct=query.disjunct[:, rows]
         )
         output = network.graph.outputs[0]
+        relevant = relevant_entries(network, output, query.on(output), found.known)
+        parts = parts_at_jump(network, found.known, relevant) if depth < JUMPS else None
+        if parts is not None:
+            return self._parts(network, query, parts, margin, at_once, depth)
         best = optimised(
             network, output, query.on(output), [query.region], found,
             ascent=Ascent(self.config.iterations, deadline=self.deadline), goal=query.offsets + 1e-3,
@@ -392,6 +403,27 @@ class _Run:
             network, query, Root(best.known, best.free, lower), margin, deadline=self.deadline, branching=branching,
             generator=Seeds(self.config.seed)("branching"), confirm=self._confirmed,
         )  # fmt: skip
+
+
+    def _parts(
+        self, network: Prepared, query: Queries, parts: Sequence[Held], margin: Margin, at_once: int | None, depth: int
+    ) -> Outcome:
+        """Prove a region part by part."""
+        output, domains = network.graph.outputs[0], 0
+        for held in parts:
+            found = sweep(network, [query.region], held=held)
+            bound = lower_bounds(network, output, query.on(output), [query.region], found.known)
+            margins = query.margins(margin.below(bound, query.offsets))
+            open_ = query.open & ~(margins > 0)
+            domains += 1
+            self._say(f"at a jump, depth {depth + 1}: {int(open_.sum())} disjuncts left")
+            if not bool(open_.any()):
+                continue
+            outcome = self._neurons(network, replace(query, open=open_), found, margin, at_once, depth + 1)
+            domains += outcome.domains
+            if outcome.status != "proved":
+                return replace(outcome, domains=domains)
+        return Outcome("proved", None, domains, 0.0)
 
 
 def _graph_and_original(
