@@ -19,7 +19,7 @@ from corollary.verify.sets import Box
 from corollary.verify.specification import Specification
 from corollary.verify.sweep import sweep
 
-RULES: tuple[Rule, ...] = ("bbps", "babsr", "gap", "random")
+RULES: tuple[Rule, ...] = ("bbps", "babsr", "gap", "mixed", "random")
 
 
 class Zero(nn.Module):

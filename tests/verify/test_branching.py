@@ -8,6 +8,7 @@ from cases import mlp
 from corollary.graph import Node, values
 from corollary.verify.branching import (
     Neurons,
+    best_of_ranks,
     constant_scores,
     gap_scores,
     input_lines,
@@ -262,6 +263,14 @@ def test_the_shortcut_takes_the_worst_of_the_rows():
 
     rows = double([1.0, -0.5], [-0.3, 2.0])
     torch.testing.assert_close(scored(rows), torch.minimum(scored(rows[:1]), scored(rows[1:])))
+
+
+def test_the_best_of_each_score_comes_first():
+    one, other = double([5.0, 1.0, 3.0, 2.0]), double([0.1, 0.2, 0.3, 0.9])
+    order = best_of_ranks(one, other).argsort(dim=1, descending=True)
+    assert set(order[0, :2].tolist()) == {0, 3}
+    assert order[0, 2] == 2
+    torch.testing.assert_close(best_of_ranks(one), best_of_ranks(one, one))
 
 
 def test_lines_in_the_input_hold_the_neurons():

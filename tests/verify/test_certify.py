@@ -11,6 +11,7 @@ import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor, nn
 
+from cases import mlp
 from corollary.base.errors import BadInput
 from corollary.graph import Network, capture
 from corollary.verify.branch_and_bound import Branching
@@ -402,6 +403,20 @@ def test_a_margin_below_the_rounding_of_float32_is_no_proof():
             Rounding(), asked(region, below([sign], -1e-8)), timeout=2.0, config=by_bounds("none", torch.float32)
         )
         assert found.status != "unsat"
+
+
+def test_a_margin_of_the_size_of_rounding_is_proved_in_float64():
+    """The second output is zero everywhere, and 1e-6 from unsafe: float32 allows for as much."""
+    torch.manual_seed(0)
+    net = mlp(24, 8, 8, 2)
+    with torch.no_grad():
+        net[4].weight[1], net[4].bias[1] = 0.0, 0.0
+    region = Box(-torch.ones(1, 24).double(), torch.ones(1, 24).double())
+    near = asked(region, below([0.0, -1.0], -1e-6), below([-1.0, 0.0], -1e3))
+    assert certify(net, near, timeout=20.0, config=by_bounds()).status == "unsat"
+    assert certify(net, near, timeout=2.0, config=by_bounds(dtype=torch.float32)).status != "unsat"
+    for offset in (0.0, 1e-12):
+        assert certify(net, asked(region, below([0.0, -1.0], offset)), timeout=2.0).status != "unsat"
 
 
 # -------------------------------------------------------------------------------------------------- limits and misuse

@@ -29,6 +29,7 @@ from corollary.verify.branching import (
     table_points,
 )
 from corollary.verify.domains import Pool, constraints, halved, together
+from corollary.verify.jumps import Cut
 from corollary.verify.known import Known
 from corollary.verify.layout import Rows, pack, sample_shape
 from corollary.verify.leaves import Constraints, multipliers_and_point
@@ -53,8 +54,8 @@ class Branching:
 
     Args:
         rule: the score that orders neurons: "bbps", "babsr" (constant terms only), "gap" (area of the relaxations),
-            "mixed" (the best of bbps and of gap), "random"; "auto": "babsr" where every nonlinearity is piecewise linear,
-            "mixed" elsewhere.
+            "mixed" (the best of bbps and of gap), "random"; "auto": "babsr" where every nonlinearity is piecewise
+            linear, "mixed" elsewhere.
         candidates: neurons whose children are bounded once before the best is split; 1 takes the score's word.
         batch: domains split together; by the number of neurons where None.
         iterations: steps of the optimiser for each child.
@@ -82,11 +83,13 @@ class Root:
         known: bounds of all nodes, for one region.
         free: parameters of the pass from the output, for all rows of the query (1, rows, entries).
         lower: of the rows, (1, rows).
+        cuts: constraints that the bounds of nodes stand on.
     """
 
     known: Known
     free: dict[Node, tuple[Tensor | None, Tensor | None]]
     lower: Tensor
+    cuts: tuple[Cut, ...] = ()
 
 
 def split_neurons(
@@ -177,12 +180,15 @@ class _Search:
         disjunct = self.query.open[0].nonzero()[:, 0]
         count = len(disjunct)
         rows = self._rows_of(disjunct)
+        dtype = self.network.dtype
+        cuts = [(self.neurons.first[cut.node] + cut.entry, cut.sign, cut.point) for cut in self.root.cuts]
+        entries, signs, points = zip(*cuts or [(0, 0.0, 0.0)], strict=True)  # a sign of 0 stands for no constraint
         domain = {
             "disjunct": disjunct,
-            "entry": torch.zeros(count, 1, dtype=torch.long, device=self.network.device),
-            "sign": torch.zeros(count, 1, dtype=self.network.dtype, device=self.network.device),
-            "point": torch.zeros(count, 1, dtype=self.network.dtype, device=self.network.device),
-            "multiplier": torch.zeros(count, rows.shape[1], 1, dtype=self.network.dtype, device=self.network.device),
+            "entry": torch.tensor(entries, device=self.network.device).expand(count, -1),
+            "sign": torch.tensor(signs, dtype=dtype, device=self.network.device).expand(count, -1),
+            "point": torch.tensor(points, dtype=dtype, device=self.network.device).expand(count, -1),
+            "multiplier": torch.zeros(*rows.shape, len(signs), dtype=dtype, device=self.network.device),
             "settled": torch.zeros(count, dtype=torch.bool, device=self.network.device),
         }
         for i, (node, side) in enumerate(self.parts):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from corollary.graph import Node
-from corollary.graph.ops import Elementwise, MatMul, Max, MaxPool, Multiply
+from corollary.graph.ops import Elementwise, Floor, MatMul, Max, MaxPool, Multiply
 from corollary.verify.branching_points import branching_table
 from corollary.verify.known import Known, interval_of
 from corollary.verify.layout import sample_shape
@@ -92,19 +92,31 @@ class Neurons:
 
     @cached_property
     def bends(self) -> Tensor:
-        """Whether a split can help where no kink lies inside: some reader is not piecewise linear, (neurons,)."""
+        """Whether a split can help where no kink or jump lies inside: some reader is curved, (neurons,)."""
         found = []
         for node in self.nodes:
-            curved = any(not (isinstance(r.op, Elementwise) and r.op.kinks) for r in self.readers[node])
+            curved = any(
+                not (isinstance(r.op, Floor) or (isinstance(r.op, Elementwise) and r.op.kinks))
+                for r in self.readers[node]
+            )
             found.append(torch.full((self.network.sizes[node],), curved, device=self.network.device))
         return torch.cat(found)
+
+    @cached_property
+    def steps(self) -> Tensor:
+        """Whether a floor reads the entry, (neurons,)."""
+        some = [any(isinstance(r.op, Floor) for r in self.readers[node]) for node in self.nodes]
+        return torch.tensor(some, device=self.network.device).repeat_interleave(self._sizes)
+
+    @cached_property
+    def _sizes(self) -> Tensor:
+        return torch.tensor([self.network.sizes[node] for node in self.nodes], device=self.network.device)
 
     @cached_property
     def only_products(self) -> Tensor:
         """Whether no function of one variable reads the entry, (neurons,)."""
         none = [not any(r in self.network.relaxations for r in self.readers[node]) for node in self.nodes]
-        sizes = torch.tensor([self.network.sizes[node] for node in self.nodes], device=self.network.device)
-        return torch.tensor(none, device=self.network.device).repeat_interleave(sizes)
+        return torch.tensor(none, device=self.network.device).repeat_interleave(self._sizes)
 
 
 PointRule = Callable[["Neurons", Tensor, Tensor], Tensor]
@@ -141,7 +153,8 @@ def splittable(neurons: Neurons, lower: Tensor, upper: Tensor) -> Tensor:
     """Whether a split can tighten anything, (batch, neurons)."""
     inside = ((neurons.kinks > lower[..., None]) & (neurons.kinks < upper[..., None])).any(-1)
     size = torch.maximum(lower.abs(), upper.abs()).clamp(min=1.0)
-    return inside | (neurons.bends & (upper - lower > 1e-4 * size))
+    curved = neurons.bends | (neurons.steps & (torch.floor(lower) < torch.floor(upper)))
+    return inside | (curved & (upper - lower > 1e-4 * size))
 
 
 def gap_scores(neurons: Neurons, known: Known, points: Tensor, kept: dict[Node, Tensor], free: Free) -> Tensor:

@@ -14,15 +14,16 @@ from torch import Tensor, nn
 from corollary.base.errors import BadInput, CannotCapture, NoRule
 from corollary.base.network import Inputs
 from corollary.base.seeds import Seeds
-from corollary.graph import Graph, GraphModule, Network, capture, evaluate, load_network
+from corollary.graph import Graph, GraphModule, Network, capture, load_network
 from corollary.verify.branch_and_bound import Branching, Root, split_neurons
 from corollary.verify.counterexample import Counterexample, OnnxProgram, replay
 from corollary.verify.falsify import falsify
 from corollary.verify.input_splitting import split_inputs
-from corollary.verify.jumps import Held, parts_at_jump
+from corollary.verify.jumps import Cut, Part, parts_at_jump
 from corollary.verify.limit import OutOfTime, until
 from corollary.verify.linear_bounds import lower_bounds
-from corollary.verify.prepared import Prepared, prepare
+from corollary.verify.posed import Posed, rounding_decides
+from corollary.verify.prepared import Prepared
 from corollary.verify.queries import Queries
 from corollary.verify.relevance import relevant_entries
 from corollary.verify.search import Margin, Outcome
@@ -35,9 +36,6 @@ Status = Literal["unsat", "sat", "unknown", "timeout"]
 Split = Literal["auto", "inputs", "neurons", "none"]
 CASES_AT_ONCE = 64
 """Regions of one specification whose first bounds are found together."""
-ALLOWANCES = 10
-"""A property that is missed in the middle of a region by less than so many allowances for rounding asks for float64."""
-
 JUMPS = 6
 """A region is taken apart at so many jumps of floors, one within the other; what is left is for neuron splitting."""
 
@@ -144,15 +142,6 @@ def _specification(region: Specification | Region, unsafe: Sequence[Halfspaces] 
     return Specification(tuple(Case(region[slice(i, i + 1)], tuple(unsafe)) for i in range(len(region))))
 
 
-@dataclass(frozen=True, eq=False)
-class _Posed:
-    """The network and the property in one dtype, and what a bound must exceed in it."""
-
-    network: Prepared
-    queries: Queries
-    margin: Margin
-
-
 class _Run:
     def __init__(
         self,
@@ -166,7 +155,7 @@ class _Run:
     ):
         self.start, self.deadline, self.config = start, start + timeout, config
         self.timeout, self.tell = timeout, tell
-        self.posed: dict[torch.dtype, _Posed] = {}
+        self.posed: dict[torch.dtype, Posed] = {}
         self.verdict = Verdict("unknown")
         self.graph, self.original = _graph_and_original(model, specification, example)
         for name, tensor in self.graph.tensors.items():
@@ -240,12 +229,9 @@ class _Run:
                 return
         self.verdict.status = "unsat"
 
-    def _posed(self, dtype: torch.dtype) -> "_Posed":
-        """The property in a dtype, made once."""
+    def _posed(self, dtype: torch.dtype) -> Posed:
         if dtype not in self.posed:
-            network = prepare(self.graph, dtype=dtype)
-            queries = Queries.of(self.specification, dtype, network.device)
-            self.posed[dtype] = _Posed(network, queries, Margin.for_dtype(dtype))
+            self.posed[dtype] = Posed.of(self.graph, self.specification, dtype)
         return self.posed[dtype]
 
     def _dtype(self) -> torch.dtype:
@@ -329,7 +315,7 @@ class _Run:
             self.verdict.counterexample = found
         return found is not None
 
-    def _cases(self, posed: "_Posed", part: Tensor, attack: bool = True) -> bool:
+    def _cases(self, posed: Posed, part: Tensor, attack: bool = True) -> bool:
         """Prove some of the cases; whether all of them are."""
         network, queries, margin = posed.network, posed.queries[part], posed.margin
         output = network.graph.outputs[0]
@@ -346,7 +332,8 @@ class _Run:
             return False
         for i in left:
             only = torch.tensor([int(i)], device=network.device)
-            if self._rounding_decides(network, queries[only], allowed[only]):
+            coarse = network.dtype == torch.float32 and self.config.dtype is None
+            if coarse and rounding_decides(network, queries[only], allowed[only]):
                 self._say("margins as small as rounding errors of float32: again in float64")
                 if not self._cases(self._posed(torch.float64), part[only], attack=False):
                     return False
@@ -360,19 +347,14 @@ class _Run:
                 return False
         return True
 
-    def _rounding_decides(self, network: Prepared, query: Queries, allowed: Tensor) -> bool:
-        """Whether an open disjunct is so nearly unsafe, at the middle of the region, that float32 leaves little to prove.
-
-        Args: `allowed`: what a row's bound is lowered by for rounding, (1, rows).
-        """
-        if network.dtype != torch.float32 or self.config.dtype is not None:
-            return False
-        outputs = evaluate(network.graph, query.region.center).reshape(1, 1, -1)
-        values = torch.einsum("nro,kno->nr", query.rows, outputs) - query.offsets
-        return bool((query.margins(values).abs() <= ALLOWANCES * allowed.amax(1, keepdim=True)).any())
-
     def _neurons(
-        self, network: Prepared, query: Queries, found: Sweep, margin: Margin, at_once: int | None, depth: int = 0
+        self,
+        network: Prepared,
+        query: Queries,
+        found: Sweep,
+        margin: Margin,
+        at_once: int | None,
+        cuts: tuple[Cut, ...] = (),
     ) -> Outcome:
         rows = query.open[0][query.disjunct[0]].nonzero()[:, 0]
         query = replace(
@@ -380,9 +362,9 @@ class _Run:
         )
         output = network.graph.outputs[0]
         relevant = relevant_entries(network, output, query.on(output), found.known)
-        parts = parts_at_jump(network, found.known, relevant) if depth < JUMPS else None
+        parts = parts_at_jump(network, found.known, relevant) if len(cuts) < JUMPS else None
         if parts is not None:
-            return self._parts(network, query, parts, margin, at_once, depth)
+            return self._parts(network, query, parts, margin, at_once, cuts)
         best = optimised(
             network, output, query.on(output), [query.region], found,
             ascent=Ascent(self.config.iterations, deadline=self.deadline), goal=query.offsets + 1e-3,
@@ -400,26 +382,31 @@ class _Run:
             return Outcome("stuck", None, 0, float(margins.min()))
         branching = self.config.branching if at_once is None else replace(self.config.branching, batch=at_once)
         return split_neurons(
-            network, query, Root(best.known, best.free, lower), margin, deadline=self.deadline, branching=branching,
-            generator=Seeds(self.config.seed)("branching"), confirm=self._confirmed,
+            network, query, Root(best.known, best.free, lower, cuts), margin, deadline=self.deadline,
+            branching=branching, generator=Seeds(self.config.seed)("branching"), confirm=self._confirmed,
         )  # fmt: skip
 
-
     def _parts(
-        self, network: Prepared, query: Queries, parts: Sequence[Held], margin: Margin, at_once: int | None, depth: int
+        self,
+        network: Prepared,
+        query: Queries,
+        parts: Sequence[Part],
+        margin: Margin,
+        at_once: int | None,
+        cuts: tuple[Cut, ...],
     ) -> Outcome:
         """Prove a region part by part."""
         output, domains = network.graph.outputs[0], 0
-        for held in parts:
-            found = sweep(network, [query.region], held=held)
+        for part in parts:
+            found = sweep(network, [query.region], held=part.bounds)
             bound = lower_bounds(network, output, query.on(output), [query.region], found.known)
             margins = query.margins(margin.below(bound, query.offsets))
             open_ = query.open & ~(margins > 0)
             domains += 1
-            self._say(f"at a jump, depth {depth + 1}: {int(open_.sum())} disjuncts left")
+            self._say(f"at a jump, depth {len(cuts) + 1}: {int(open_.sum())} disjuncts left")
             if not bool(open_.any()):
                 continue
-            outcome = self._neurons(network, replace(query, open=open_), found, margin, at_once, depth + 1)
+            outcome = self._neurons(network, replace(query, open=open_), found, margin, at_once, (*cuts, part.cut))
             domains += outcome.domains
             if outcome.status != "proved":
                 return replace(outcome, domains=domains)

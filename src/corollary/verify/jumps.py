@@ -1,6 +1,7 @@
 """Where a floor jumps inside a region: no line follows it there, so the region is taken in two parts."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,13 +12,26 @@ from corollary.verify.intervals import Interval
 from corollary.verify.known import Known, interval_of
 from corollary.verify.prepared import Prepared
 
-Held = dict[Node, Interval]
-"""Bounds by node that hold on a part of a region."""
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """A constraint on an entry of a node: at most `point` (sign +1), or at least (sign -1)."""
+
+    node: Node
+    entry: int
+    sign: float
+    point: float
 
 
-def parts_at_jump(
-    network: Prepared, known: Known, relevant: Mapping[Node, Tensor]
-) -> tuple[Held, Held] | None:
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What lies on one side of a jump: all bounds there, and the constraint itself."""
+
+    bounds: dict[Node, Interval]
+    cut: Cut
+
+
+def parts_at_jump(network: Prepared, known: Known, relevant: Mapping[Node, Tensor]) -> tuple[Part, Part] | None:
     """All bounds of one region with an entry below a jump, and with it at or above; None where no floor jumps inside.
 
     The first floor in the order of the graph comes first, as the bounds of later ones stand on it. Below the jump at n
@@ -40,7 +54,7 @@ def parts_at_jump(
         below[0, entry] = torch.nextafter(jump, torch.full_like(jump, -torch.inf))
         above[0, entry] = jump
         return (
-            {**known.bounds, node: interval_of(node, lower, below)},
-            {**known.bounds, node: interval_of(node, above, upper)},
+            Part({**known.bounds, node: interval_of(node, lower, below)}, Cut(node, entry, 1.0, float(jump))),
+            Part({**known.bounds, node: interval_of(node, above, upper)}, Cut(node, entry, -1.0, float(jump))),
         )
     return None

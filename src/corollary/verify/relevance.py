@@ -1,4 +1,4 @@
-"""Which entries of inner nodes a few rows of the output depend on over a region: no bound of another matters to them."""
+"""Which entries of inner nodes some rows of an output depend on over a region; bounds of others do not matter."""
 
 from collections.abc import Mapping
 
@@ -61,16 +61,16 @@ def _through(node: Node, position: int, flow: Tensor, known: Known) -> Tensor:
     if isinstance(node.op, Multiply):
         return summed_to(flow, shape)
     if isinstance(node.op, MatMul):
-        axis = -1 if position == 0 else -2
-        spread = flow.sum(axis, keepdim=True)
-        spread = spread.expand(*spread.shape[:axis % spread.ndim], shape[axis], *spread.shape[axis % spread.ndim + 1 :])
-        return summed_to(spread, shape)
+        # an entry of X meets a row of the product, one of Y a column
+        spread = flow.sum(-1 if position == 0 else -2, keepdim=True)
+        return summed_to(spread + torch.zeros_like(spread[..., :1, :1]).expand(*flow.shape[:-2], *shape[-2:]), shape)
     if isinstance(node.op, Max | MaxPool):
         return flow.new_ones(len(flow), 1, *shape) * flow.flatten(1).sum(1).reshape(-1, *(1,) * (1 + len(shape)))
     lines = known.lines(node)
-    flat = (lines.lower_slope == 0) & (lines.upper_slope == 0) & (_zero(lines.lower_offset) == _zero(lines.upper_offset))
-    return flow.masked_fill(flat.reshape(flow.shape), 0.0)
+    rises = (lines.lower_slope != 0) | (lines.upper_slope != 0)
+    apart = _number(lines.lower_offset) != _number(lines.upper_offset)
+    return flow * (rises | apart).reshape(flow.shape)
 
 
-def _zero(offset: Tensor | None) -> Tensor | float:
+def _number(offset: Tensor | None) -> Tensor | float:
     return 0.0 if offset is None else offset
