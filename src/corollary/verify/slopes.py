@@ -71,15 +71,17 @@ def optimised(
     ascent: Ascent | None = None,
     goal: Tensor | float = torch.inf,
 ) -> Optimised:
-    """Lower bounds of `rows`, all parameters optimised: those of the passes that bound inner nodes, too.
+    """Lower bounds of `rows`, all parameters optimised: those of the pass from `start`, which often suffice and cost
+    little, then those of the passes that bound inner nodes, and then the first again.
 
     Args:
         found: bounds by default parameters; where they came from no backward pass, they stay.
         goal: stop once every bound is above it; a number, or one for each row. Bounds above it are not raised further.
     """
     how = ascent or Ascent()
-    first: Parameters = {}
-    least = lower_bounds(network, start, rows, regions, found.known, collect=first).lower.detach()
+    least, first = _risen(network, start, rows, regions, found.known, how, goal)
+    if bool((least > goal).all()):
+        return Optimised(least, found.known, first)
     known = sharper(network, regions, found, how)
     lower, free = _risen(network, start, rows, regions, known, how, goal, first)
     return Optimised(torch.maximum(lower, least), known, free)

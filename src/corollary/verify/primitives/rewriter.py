@@ -44,6 +44,7 @@ from corollary.graph.ops import (
     Tanh,
     Torch,
 )
+from corollary.verify.log_odds import LogOdds
 
 Range: TypeAlias = tuple[float, float]
 Parts: TypeAlias = Callable[..., Node]
@@ -51,7 +52,7 @@ Parts: TypeAlias = Callable[..., Node]
 
 NONLINEAR = (
     ReLU, LeakyReLU, Abs, Clamp, HardSigmoid, HardSwish, ELU, GELU, SiLU, Mish, Softplus, Sigmoid, Tanh, Erf, Sin, Cos,
-    Exp, Log, Sqrt, Reciprocal, Power, Sign, Floor, Multiply, MatMul, Max, MaxPool,
+    Exp, Log, Sqrt, Reciprocal, Power, Sign, Floor, Multiply, MatMul, Max, MaxPool, LogOdds,
 )  # fmt: skip
 """The ops besides affine ones that a graph of primitives may apply to values that depend on the network's inputs."""
 
