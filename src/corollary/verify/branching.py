@@ -207,7 +207,7 @@ def _product_gain(node: Node, reader: Node, known: Known, weight: Tensor) -> Ten
 
 
 def _odds_gain(node: Node, reader: Node, known: Known, size: Tensor) -> Tensor:
-    """The same for log-odds: a chord of exp lies a share of width squared / 8 above it, three quarters less if halved."""
+    """The same for log-odds: a chord of exp lies width squared / 8 of its share above it; a half of it a quarter."""
     axis = sample_axis(reader, reader.op.axis)  # type: ignore[attr-defined]  # log-odds have one
     lower, upper = known.range(node)
     carried = (known.odds(reader).lower_weights.mT @ size.movedim(axis, -1)[..., None])[..., 0]

@@ -28,8 +28,8 @@ from corollary.verify.layout import (
     samples_first,
     unpack,
 )
-from corollary.verify.log_odds import LogOdds
 from corollary.verify.limit import check_time
+from corollary.verify.log_odds import LogOdds
 from corollary.verify.prepared import Prepared
 from corollary.verify.relaxations import Lines, largest_lines, product_lines
 from corollary.verify.sets import Box, Region

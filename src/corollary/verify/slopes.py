@@ -26,6 +26,9 @@ from corollary.verify.windows import row_width
 COEFFICIENTS = 2**20
 """Rows of an inner node are optimised in parts of so many coefficients at the widest node."""
 
+WINDOW, SETTLED = 4, 0.02
+"""Inner nodes are left when so many steps together gain no more than this share of the whole gain."""
+
 Parameters = dict[Node, tuple[Tensor | None, Tensor | None]]
 
 
@@ -51,7 +54,7 @@ class Optimised:
     """The best bounds found.
 
     Args:
-        lower: (batch, count), never below what the sweep's own bounds give.
+        lower: (batch, count), never below what the sweep's own bounds give, nor below what `known` and `free` do.
         known: bounds of every node that relaxations read.
         free: the best parameters found for the pass from the output.
     """
@@ -80,7 +83,7 @@ def optimised(
     """
     how = ascent or Ascent()
     least, first = _risen(network, start, rows, regions, found.known, how, goal)
-    if bool((least > goal).all()):
+    if not found.positions or bool((least > goal).all()):
         return Optimised(least, found.known, first)
     known = sharper(network, regions, found, how)
     lower, free = _risen(network, start, rows, regions, known, how, goal, first)
@@ -96,7 +99,10 @@ def sharper(network: Prepared, regions: Sequence[Region], found: Sweep, ascent: 
             continue
         positions = signed_positions(needed)
         together = max(1, COEFFICIENTS // (known.batch * row_width(network, node)))
-        lower = [_risen(network, node, piece, regions, known, ascent)[0] for piece in positions.split(together, dim=1)]
+        lower = [
+            _risen(network, node, piece, regions, known, ascent, inner=True)[0]
+            for piece in positions.split(together, dim=1)
+        ]
         known.bounds[node] = entered(node, known.flat(node), positions, torch.cat(lower, dim=1))
     return known
 
@@ -110,10 +116,13 @@ def _risen(
     ascent: Ascent,
     goal: Tensor | float = torch.inf,
     first: Parameters | None = None,
+    inner: bool = False,
 ) -> tuple[Tensor, Parameters]:
     """The best lower bounds of one pass, (batch, count), and the parameters that gave them.
 
-    Args: `first`: parameters to start from, too: tighter bounds of inner nodes can have worse defaults.
+    Args:
+        first: parameters to start from, too: tighter bounds of inner nodes can have worse defaults.
+        inner: the parameters are not wanted; and stop when steps gain little more.
     """
     free: Parameters = {}
     best = lower_bounds(network, start, rows, regions, known, collect=free).lower.detach()
@@ -129,8 +138,9 @@ def _risen(
     goal = torch.as_tensor(goal, dtype=best.dtype, device=best.device)
     adam = torch.optim.Adam(leaves, lr=ascent.learning_rate, foreach=True)
     schedule = torch.optim.lr_scheduler.ExponentialLR(adam, ascent.decay)
+    start_bound, gains = best, [0.0]
     for step in range(ascent.iterations):
-        if bool((best > goal).all()) or ascent.is_over():
+        if bool((best > goal).all()) or ascent.is_over() or (inner and _has_settled(gains)):
             break
         with torch.enable_grad():
             lower = lower_bounds(network, start, rows, regions, known, free=free).lower
@@ -138,7 +148,10 @@ def _risen(
         with torch.no_grad():
             better = lower > best
             best = torch.where(better, lower, best)
-            best_free = _better(better, free, best_free)
+            if inner:
+                gains.append(float((best - start_bound).nan_to_num(0.0, 0.0, 0.0).sum()))
+            else:
+                best_free = _better(better, free, best_free)
         if step + 1 < ascent.iterations:
             adam.zero_grad()
             loss.backward()
@@ -148,6 +161,11 @@ def _risen(
                 for leaf in leaves:
                     leaf.clamp_(0, 1)
     return best, best_free
+
+
+def _has_settled(gains: list[float]) -> bool:
+    """Whether the last steps brought little of what all of them did."""
+    return len(gains) > WINDOW and gains[-1] - gains[-1 - WINDOW] <= SETTLED * gains[-1]
 
 
 def _leaf(part: Tensor | None) -> Tensor | None:
