@@ -9,7 +9,7 @@ Source: Xu et al. 2021, arXiv 2011.13824 (alpha), with inner bounds optimised fo
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ from corollary.verify.windows import row_width
 
 COEFFICIENTS = 2**20
 """Rows of an inner node are optimised in parts of so many coefficients at the widest node."""
+
+SAMPLE, WORTHWHILE = 32, 0.03
+"""So many entries of an inner node are optimised first; the others where these become narrower by this share."""
 
 WINDOW, SETTLED = 4, 0.02
 """Inner nodes are left when so many steps together gain no more than this share of the whole gain."""
@@ -43,6 +46,11 @@ class Ascent:
     learning_rate: float = 0.25
     decay: float = 0.98
     deadline: float | None = None
+
+    def half(self) -> "Ascent":
+        """The same in half of the time that is left."""
+        now = time.monotonic()
+        return self if self.deadline is None else replace(self, deadline=now + (self.deadline - now) / 2)
 
     def is_over(self) -> bool:
         """Whether the time is up."""
@@ -85,7 +93,7 @@ def optimised(
     least, first = _risen(network, start, rows, regions, found.known, how, goal)
     if not found.positions or bool((least > goal).all()):
         return Optimised(least, found.known, first)
-    known = sharper(network, regions, found, how)
+    known = sharper(network, regions, found, how.half())
     lower, free = _risen(network, start, rows, regions, known, how, goal, first)
     return Optimised(torch.maximum(lower, least), known, free)
 
@@ -97,14 +105,39 @@ def sharper(network: Prepared, regions: Sequence[Region], found: Sweep, ascent: 
         needed = open_entries(network, node, known)
         if ascent.iterations == 0 or ascent.is_over() or not bool(needed.any()):
             continue
-        positions = signed_positions(needed)
-        together = max(1, COEFFICIENTS // (known.batch * row_width(network, node)))
-        lower = [
-            _risen(network, node, piece, regions, known, ascent, inner=True)[0]
-            for piece in positions.split(together, dim=1)
-        ]
-        known.bounds[node] = entered(node, known.flat(node), positions, torch.cat(lower, dim=1))
+        together = max(1, COEFFICIENTS // (2 * known.batch * row_width(network, node)))
+        sample, rest = _sampled(signed_positions(needed))
+        before = _widths(known, node, sample)
+        for piece in sample.split(together, dim=1):
+            _rise_entries(network, node, piece, regions, known, ascent)
+        if bool(_widths(known, node, sample) <= (1 - WORTHWHILE) * before):
+            for piece in rest.split(together, dim=1):
+                _rise_entries(network, node, piece, regions, known, ascent)
     return known
+
+
+def _sampled(positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Some of the entries of positions of both signs, evenly spread, and the others; as positive positions."""
+    positive = positions[:, : positions.shape[1] // 2]
+    chosen = torch.zeros(positive.shape[1], dtype=torch.bool, device=positions.device)
+    chosen[:: max(1, positive.shape[1] // SAMPLE)] = True
+    return positive[:, chosen], positive[:, ~chosen]
+
+
+def _widths(known: Known, node: Node, positions: Tensor) -> Tensor:
+    """The sum of the ranges of entries."""
+    lower, upper = (end.gather(1, positions - 1) for end in known.flat(node))
+    return (upper - lower).sum()
+
+
+def _rise_entries(
+    network: Prepared, node: Node, positions: Tensor, regions: Sequence[Region], known: Known, ascent: Ascent
+) -> None:
+    """Optimise both bounds of entries of a node, at positive positions, and enter them."""
+    if positions.shape[1]:
+        both = torch.cat([positions, -positions], dim=1)
+        lower, _ = _risen(network, node, both, regions, known, ascent, inner=True)
+        known.bounds[node] = entered(node, known.flat(node), both, lower)
 
 
 def _risen(
