@@ -1,4 +1,4 @@
-"""Softmax, attention and normalisations in exponentials, sums, roots, reciprocals and products."""
+"""Softmax, attention and normalisations in log-odds, exponentials, sums, roots, reciprocals and products."""
 
 import math
 
@@ -43,8 +43,9 @@ def _softmax(to: Rewriter, op: Softmax, x: Node) -> Node:
 
 
 def softmax(to: Rewriter, x: Node, axis: int, seen: Node | None) -> Node:
-    """The softmax over the entries where the constant `seen` is 1; over all where it is None."""
-    if seen is None and isinstance(x.shape[axis], int) and x.shape[axis] > 1:
+    """The softmax over the entries where the constant `seen` is 1; over all, as a sigmoid, where it is None."""
+    length = x.shape[axis]
+    if seen is None and isinstance(length, int) and length > 1:
         return to.emit(Sigmoid(), to.emit(LogOdds(axis), x))
     exponentials = _exponentials(to, x, seen)
     total = to.emit(Sum((axis,), keep_axes=True), exponentials)
