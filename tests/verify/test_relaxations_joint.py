@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from corollary.graph import ops
-from corollary.verify.relaxations import largest_lines, product_lines
+from corollary.verify.log_odds import LogOdds
+from corollary.verify.relaxations import largest_lines, odds_lines, product_lines
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -84,3 +85,49 @@ def test_a_pool_of_points_is_exact():
     lines = largest_lines(op, x, x)
     assert lines.upper_is_selected.all()
     torch.testing.assert_close(lines.upper_constant, op(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
+def test_lines_hold_log_odds(dtype: torch.dtype, scale: float):
+    center, radius = 8 * (draw(200, 5) - 0.5) * max(1.0, scale), scale * draw(200, 5, seed=1)
+    radius[:20], radius[20:40, 2] = 0, 0
+    lower, upper = (center - radius).to(dtype), (center + radius).to(dtype)
+    lines = odds_lines(lower, upper)
+    for seed in range(40):
+        part = draw(200, 5, seed=seed + 2)
+        x = torch.lerp(lower.double(), upper.double(), part if seed % 2 else part.round())
+        value = LogOdds(-1)(x)
+        below = x - (lines.lower_weights.double() @ x[..., None])[..., 0] + lines.lower_offset.double()
+        above = x - (lines.upper_weights.double() @ x[..., None])[..., 0] + lines.upper_offset.double()
+        slack = 1e-12 * (1 + value.abs())
+        assert (below <= value + slack).all()
+        assert (above >= value - slack).all()
+
+
+def test_the_lines_of_two_entries_are_the_log_odds_themselves():
+    lower, upper = draw(50, 2) - 2, draw(50, 2) + 3
+    lines = odds_lines(lower, upper)
+    difference = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64).expand(50, 2, 2)
+    torch.testing.assert_close(lines.upper_weights, difference)
+    torch.testing.assert_close(lines.upper_offset, torch.zeros(50, 2, dtype=torch.float64))
+    torch.testing.assert_close(lines.lower_weights, difference)
+    torch.testing.assert_close(lines.lower_offset, torch.zeros(50, 2, dtype=torch.float64))
+
+
+def test_log_odds_of_boxes_without_end_have_infinite_lines():
+    lines = odds_lines(torch.tensor([-torch.inf, 0.0, 1.0]), torch.tensor([0.0, 1.0, 2.0]))
+    assert lines.lower_offset.tolist() == [-torch.inf] * 3
+    assert lines.upper_offset.tolist() == [torch.inf] * 3
+    assert not any(part.isnan().any() for part in vars(lines).values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_the_sigmoid_of_log_odds_is_softmax(dtype: torch.dtype):
+    x = torch.cat([draw(50, 6) * scale - scale / 2 for scale in (1.0, 20.0, 160.0)]).to(dtype)
+    x[0], x[1, :3] = 1.5, x[1, 0]
+    exact = torch.softmax(x.double(), -1)
+    torch.testing.assert_close(
+        LogOdds(-1)(x).double().sigmoid(), exact, rtol=1e-4 if dtype == torch.float32 else 1e-11, atol=0
+    )
+    torch.testing.assert_close(LogOdds(0)(x.mT).mT, LogOdds(-1)(x))

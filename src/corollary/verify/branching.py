@@ -15,8 +15,9 @@ from corollary.graph import Node
 from corollary.graph.ops import Elementwise, Floor, MatMul, Max, MaxPool, Multiply
 from corollary.verify.branching_points import branching_table
 from corollary.verify.known import Known, interval_of
-from corollary.verify.layout import sample_shape
+from corollary.verify.layout import sample_axis, sample_shape
 from corollary.verify.linear_bounds import Free, dot, lower_bounds, summed_to
+from corollary.verify.log_odds import LogOdds
 from corollary.verify.prepared import Prepared
 from corollary.verify.relaxations import Lines
 from corollary.verify.sets import Box, Region
@@ -202,6 +203,8 @@ def _product_gain(node: Node, reader: Node, known: Known, weight: Tensor) -> Ten
     """The same for products, whose planes lie (x_u - x_l)(y_u - y_l) / 4 apart in the middle; half of it by a split."""
     size = weight.abs().sum(1)
     size = size.reshape(len(size), 1, *sample_shape(reader))
+    if isinstance(reader.op, LogOdds):
+        return _odds_gain(node, reader, known, size)
     ends = {source: known.range(source) for source in reader.inputs if source in known.bounds}
     width = {source: high - low for source, (low, high) in ends.items()}
     if isinstance(reader.op, Max | MaxPool):
@@ -224,6 +227,14 @@ def best_of_ranks(*scores: Tensor) -> Tensor:
     """
     ranks = [score.argsort(dim=1, descending=True).argsort(dim=1) for score in scores]
     return -torch.stack(ranks).amin(0).to(scores[0].dtype)
+
+
+def _odds_gain(node: Node, reader: Node, known: Known, size: Tensor) -> Tensor:
+    """The same for log-odds: a chord of exp lies width squared / 8 of its share above it; a half of it a quarter."""
+    axis = sample_axis(reader, reader.op.axis)  # type: ignore[attr-defined]  # log-odds have one
+    lower, upper = known.range(node)
+    carried = (known.odds(reader).lower_weights.mT @ size.movedim(axis, -1)[..., None])[..., 0]
+    return ((upper - lower).square() * carried.movedim(-1, axis)).flatten(1) * 3 / 32
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,9 +19,10 @@ from corollary.graph import Node
 from corollary.graph.ops import Input, MatMul, Max, MaxPool, Multiply
 from corollary.verify.intervals import Interval, apply_interval
 from corollary.verify.known import Known, interval_of
-from corollary.verify.layout import pack, sample_shape, unpack
+from corollary.verify.layout import pack, sample_axis, sample_shape, unpack
 from corollary.verify.limit import check_time
 from corollary.verify.linear_bounds import least
+from corollary.verify.log_odds import LogOdds
 from corollary.verify.prepared import Prepared
 from corollary.verify.relaxations import largest_lines, product_lines
 from corollary.verify.sets import Box, Region
@@ -131,6 +132,8 @@ class _Walk:
             return self._matrix_product(node)
         if isinstance(node.op, Max | MaxPool):
             return self._largest(node)
+        if isinstance(node.op, LogOdds):
+            return self._odds(node)
         return self._lines(node)
 
     def _input(self, node: Node) -> Between:
@@ -225,6 +228,17 @@ class _Walk:
         low = (x_low @ y_low + x_high @ y_high) / 2
         high = (x_low @ y_high + x_high @ y_low) / 2
         return self._between(node, middle - half, -low, middle + half, -high)
+
+    def _odds(self, node: Node) -> Between:
+        assert isinstance(node.op, LogOdds)
+        axis = sample_axis(node, node.op.axis)
+        lines, value = self.known.odds(node), self.found[node.inputs[0]]
+        low, high = (part.movedim(axis, -1) for part in (value.lower, value.upper))
+        below = low - (lines.lower_weights @ high[..., None])[..., 0]
+        above = high - (lines.upper_weights @ low[..., None])[..., 0]
+        return self._between(
+            node, *(part.movedim(-1, axis) for part in (below, lines.lower_offset, above, lines.upper_offset))
+        )
 
     def _largest(self, node: Node) -> Between:
         (source,) = node.inputs

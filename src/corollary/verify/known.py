@@ -8,9 +8,10 @@ from torch import Tensor
 from corollary.graph import Node
 from corollary.graph.ops import MatMul, Multiply
 from corollary.verify.intervals import Interval
-from corollary.verify.layout import pack, sample_shape, unpack
+from corollary.verify.layout import pack, sample_axis, sample_shape, unpack
+from corollary.verify.log_odds import LogOdds
 from corollary.verify.prepared import Prepared
-from corollary.verify.relaxations import Lines
+from corollary.verify.relaxations import Lines, OddsLines, odds_lines
 
 
 class Known:
@@ -25,6 +26,7 @@ class Known:
         self.network, self.batch = network, batch
         self.bounds: dict[Node, Interval] = dict(bounds or {})
         self._lines: dict[Node, Lines] = {}
+        self._odds: dict[Node, OddsLines] = {}
 
     def range(self, node: Node) -> tuple[Tensor, Tensor]:
         """The bounds of a node, (batch, 1, *sample)."""
@@ -45,6 +47,28 @@ class Known:
         if lower_free is None and upper_free is None:
             self._lines[node] = lines
         return lines
+
+    def looseness(self, node: Node) -> tuple[Tensor, Tensor]:
+        """How far the lines of a function of one variable are from it, at the middle of its range, (batch, 1, *sample).
+
+        Returns: of the lower and of the upper lines.
+        """
+        lower, upper = self.flat(node.inputs[0])
+        middle = (lower + (upper - lower) / 2)[:, None]
+        lines, value = self.lines(node), node.op(middle)
+        low, high = lines.lower_slope * middle, lines.upper_slope * middle
+        low = low if lines.lower_offset is None else low + lines.lower_offset
+        high = high if lines.upper_offset is None else high + lines.upper_offset
+        shape = (self.batch, 1, *sample_shape(node))
+        return (value - low).clamp(min=0).reshape(shape), (high - value).clamp(min=0).reshape(shape)
+
+    def odds(self, node: Node) -> OddsLines:
+        """The lines of log-odds along the last axis of samples whose axis of entries was moved there."""
+        if node not in self._odds:
+            assert isinstance(node.op, LogOdds)
+            axis = sample_axis(node, node.op.axis)
+            self._odds[node] = odds_lines(*(end.movedim(axis, -1) for end in self.range(node.inputs[0])))
+        return self._odds[node]
 
     def defaults(self, node: Node) -> tuple[Tensor | None, Tensor | None]:
         """The free parameters that a relaxation starts from, (batch, 1, entries); None where a line has none."""

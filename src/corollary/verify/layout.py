@@ -123,6 +123,12 @@ def sample_shape(node: Node) -> tuple[int, ...]:
     return (scale, *rest) if scale > 1 or not rest else rest
 
 
+def sample_axis(node: Node, axis: int) -> int:
+    """The place of an axis of the value among those of one sample, counted from the last."""
+    after = len(node.shape) - 1 - axis % len(node.shape)
+    return -1 - after + (batch_axis(node)[0] > axis % len(node.shape))
+
+
 def sample_size(node: Node) -> int:
     """The number of entries of one sample."""
     size = 1

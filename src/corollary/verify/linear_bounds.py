@@ -18,8 +18,18 @@ from torch import Tensor
 from corollary.graph import Node, backward
 from corollary.graph.ops import Add, Convolution, Input, Linear, MatMul, Max, MaxPool, Multiply
 from corollary.verify.known import Known
-from corollary.verify.layout import Rows, batch_axis, pack, sample_shape, sample_size, samples_first, unpack
+from corollary.verify.layout import (
+    Rows,
+    batch_axis,
+    pack,
+    sample_axis,
+    sample_shape,
+    sample_size,
+    samples_first,
+    unpack,
+)
 from corollary.verify.limit import check_time
+from corollary.verify.log_odds import LogOdds
 from corollary.verify.prepared import Prepared
 from corollary.verify.relaxations import Lines, largest_lines, product_lines
 from corollary.verify.sets import Box, Region
@@ -293,6 +303,10 @@ class _Pass:
             return self._through_matrix_product(node, rows)
         if isinstance(node.op, Max | MaxPool):
             return [self._through_maximum(node, rows)]
+        if isinstance(node.op, LogOdds):
+            return [self._through_odds(node, rows)]
+        if node in self.network.shares:
+            rows = self._recentered(node, rows)
         return [self._through_lines(node, rows)]
 
     def _through_lines(self, node: Node, rows: Rows) -> Rows:
@@ -301,6 +315,44 @@ class _Pass:
         flat, shift = below(self._flat(node, rows), lines)
         self.offset = self.offset + shift
         return Rows(pack(source, flat.reshape(*flat.shape[:2], *sample_shape(source))), self.batch, rows.count)
+
+    def _recentered(self, node: Node, rows: Rows) -> Rows:
+        """The functions less a multiple of a sum that is one: the multiple with which their lines are tightest.
+
+        Entries whose coefficient is positive then stand on their lower lines, the others on their upper ones; the cost
+        of these at the middle of the box is least at a quantile of the coefficients.
+        """
+        rows = rows.widened(node, self.batch)
+        axis = self.network.shares[node]
+        values = rows.unpacked(node).movedim(axis, -1)
+        below, above = (part.movedim(axis, -1) for part in self.known.looseness(node))
+        order = values.detach().argsort(-1)
+        low, high = (part.expand_as(values).gather(-1, order) for part in (below, above))
+        # Raising the multiple past entry i moves it from its lower to its upper line.
+        balance = high.cumsum(-1) + low.cumsum(-1) - low.sum(-1, keepdim=True)
+        place = (balance < 0).sum(-1, keepdim=True).clamp(max=values.shape[-1] - 1)
+        multiple = values.gather(-1, order.gather(-1, place))
+        self.offset = self.offset + multiple.flatten(2).sum(2)
+        return Rows(pack(node, (values - multiple).movedim(-1, axis)), rows.batch, rows.count)
+
+    def _through_odds(self, node: Node, rows: Rows) -> Rows:
+        assert isinstance(node.op, LogOdds)
+        axis = sample_axis(node, node.op.axis)
+        values = rows.widened(node, self.batch).unpacked(node).movedim(axis, -1)
+        lines = self.known.odds(node)
+        positive, negative = values.clamp(min=0), values.clamp(max=0)
+        flow, shift = values, 0.0
+        for part, weights, offset in (
+            (positive, lines.lower_weights, lines.lower_offset),
+            (negative, lines.upper_weights, lines.upper_offset),
+        ):
+            grouped = part.flatten(2, -2) if part.ndim > 3 else part[:, :, None]
+            matrices = weights.reshape(len(weights), -1, *weights.shape[-2:])
+            flow = flow - torch.einsum("bcgk,bgki->bcgi", grouped, matrices).reshape(part.shape)
+            shift = shift + (part * torch.where(part == 0, 0.0, offset)).flatten(2).sum(2)
+        self.offset = self.offset + shift
+        source = node.inputs[0]
+        return Rows(pack(source, flow.movedim(-1, axis)), self.batch, rows.count)
 
     def _through_product(self, node: Node, rows: Rows) -> list[Rows]:
         a, b = node.inputs

@@ -22,10 +22,12 @@ from corollary.graph.ops import (
     Op,
     Permute,
     Reshape,
+    Sigmoid,
     Stored,
     Subtract,
 )
-from corollary.verify.layout import pack, sample_size, unpack
+from corollary.verify.layout import pack, sample_axis, sample_size, unpack
+from corollary.verify.log_odds import LogOdds
 from corollary.verify.primitives import primitives
 from corollary.verify.relaxations import Relaxation, relaxation
 from corollary.verify.transpose import size_at
@@ -71,10 +73,19 @@ class Prepared:
         """The relaxation of each nonlinear node of one variable."""
         found = {}
         for node in self.nonlinear:
-            if not isinstance(node.op, Multiply | MatMul | Max | MaxPool):
+            if not isinstance(node.op, Multiply | MatMul | Max | MaxPool | LogOdds):
                 known = relaxation(node.op)
                 assert known is not None
                 found[node] = known
+        return found
+
+    @cached_property
+    def shares(self) -> dict[Node, int]:
+        """Nodes whose entries sum to one along an axis, and the axis, counted from the last of a sample."""
+        found = {}
+        for node in self.nonlinear:
+            if isinstance(node.op, Sigmoid) and isinstance(node.inputs[0].op, LogOdds):
+                found[node] = sample_axis(node, node.inputs[0].op.axis)
         return found
 
     def moving(self, node: Node) -> tuple[int, ...]:
@@ -95,7 +106,7 @@ class Prepared:
         for node in self.graph:
             if node not in self.perturbed or isinstance(node.op, Input | Stored) or not self.is_nonlinear(node):
                 continue
-            several = isinstance(node.op, Multiply | MatMul | Max | MaxPool)
+            several = isinstance(node.op, Multiply | MatMul | Max | MaxPool | LogOdds)
             if not several and (len(node.inputs) != 1 or relaxation(node.op) is None):
                 raise NoRule(
                     f"linear bounds have no relaxation for {node.op} ({node.where()}).\n"

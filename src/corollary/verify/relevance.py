@@ -8,8 +8,9 @@ from torch import Tensor
 from corollary.graph import Node, backward
 from corollary.graph.ops import MatMul, Max, MaxPool, Multiply
 from corollary.verify.known import Known
-from corollary.verify.layout import Rows, pack, sample_shape
+from corollary.verify.layout import Rows, pack, sample_axis, sample_shape
 from corollary.verify.linear_bounds import summed_to
+from corollary.verify.log_odds import LogOdds
 from corollary.verify.prepared import Prepared
 from corollary.verify.transpose import transposed
 
@@ -64,6 +65,8 @@ def _through(node: Node, position: int, flow: Tensor, known: Known) -> Tensor:
         # an entry of X meets a row of the product, one of Y a column
         spread = flow.sum(-1 if position == 0 else -2, keepdim=True)
         return summed_to(spread + torch.zeros_like(spread[..., :1, :1]).expand(*flow.shape[:-2], *shape[-2:]), shape)
+    if isinstance(node.op, LogOdds):
+        return flow.sum(sample_axis(node, node.op.axis), keepdim=True).expand_as(flow)
     if isinstance(node.op, Max | MaxPool):
         return flow.new_ones(len(flow), 1, *shape) * flow.flatten(1).sum(1).reshape(-1, *(1,) * (1 + len(shape)))
     lines = known.lines(node)

@@ -9,7 +9,7 @@ Source: Xu et al. 2021, arXiv 2011.13824 (alpha), with inner bounds optimised fo
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,6 +27,12 @@ from corollary.verify.windows import row_width
 COEFFICIENTS = 2**20
 """Rows of an inner node are optimised in parts of so many coefficients at the widest node."""
 
+SAMPLE, WORTHWHILE = 32, 0.03
+"""So many entries of an inner node are optimised first; the others where these become narrower by this share."""
+
+WINDOW, SETTLED = 4, 0.02
+"""Inner nodes are left when so many steps together gain no more than this share of the whole gain."""
+
 Parameters = dict[Node, tuple[Tensor | None, Tensor | None]]
 
 
@@ -42,6 +48,11 @@ class Ascent:
     decay: float = 0.98
     deadline: float | None = None
 
+    def half(self) -> "Ascent":
+        """The same in half of the time that is left."""
+        now = time.monotonic()
+        return self if self.deadline is None else replace(self, deadline=now + (self.deadline - now) / 2)
+
     def is_over(self) -> bool:
         """Whether the time is up."""
         return self.deadline is not None and time.monotonic() > self.deadline
@@ -52,7 +63,7 @@ class Optimised:
     """The best bounds found.
 
     Args:
-        lower: (batch, count), never below what the sweep's own bounds give.
+        lower: (batch, count), never below what the sweep's own bounds give, nor below what `known` and `free` do.
         known: bounds of every node that relaxations read.
         free: the best parameters found for the pass from the output.
     """
@@ -72,16 +83,19 @@ def optimised(
     ascent: Ascent | None = None,
     goal: Tensor | float = torch.inf,
 ) -> Optimised:
-    """Lower bounds of `rows`, all parameters optimised: those of the passes that bound inner nodes, too.
+    """Lower bounds of `rows`, all parameters optimised: those of the pass from `start`, which often suffice and cost
+    little, then those of the passes that bound inner nodes, and then the first again.
 
     Args:
         found: bounds by default parameters; where they came from no backward pass, they stay.
         goal: stop once every bound is above it; a number, or one for each row. Bounds above it are not raised further.
     """
     how = ascent or Ascent()
-    first: Parameters = {}
-    least = lower_bounds(network, start, rows, regions, found.known, collect=first).lower.detach()
-    known = sharper(network, regions, found, how, relevant_entries(network, start, rows, found.known))
+    least, first = _risen(network, start, rows, regions, found.known, how, goal)
+    if not found.positions or bool((least > goal).all()):
+        return Optimised(least, found.known, first)
+    relevant = relevant_entries(network, start, rows, found.known)
+    known = sharper(network, regions, found, how.half(), relevant)
     lower, free = _risen(network, start, rows, regions, known, how, goal, first)
     return Optimised(torch.maximum(lower, least), known, free)
 
@@ -106,11 +120,39 @@ def sharper(
             needed &= relevant[node]
         if ascent.iterations == 0 or ascent.is_over() or not bool(needed.any()):
             continue
-        positions = signed_positions(needed)
-        together = max(1, COEFFICIENTS // (known.batch * row_width(network, node)))
-        lower = [_risen(network, node, piece, regions, known, ascent)[0] for piece in positions.split(together, dim=1)]
-        known.bounds[node] = entered(node, known.flat(node), positions, torch.cat(lower, dim=1))
+        together = max(1, COEFFICIENTS // (2 * known.batch * row_width(network, node)))
+        sample, rest = _sampled(signed_positions(needed))
+        before = _widths(known, node, sample)
+        for piece in sample.split(together, dim=1):
+            _rise_entries(network, node, piece, regions, known, ascent)
+        if bool(_widths(known, node, sample) <= (1 - WORTHWHILE) * before):
+            for piece in rest.split(together, dim=1):
+                _rise_entries(network, node, piece, regions, known, ascent)
     return known
+
+
+def _sampled(positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Some of the entries of positions of both signs, evenly spread, and the others; as positive positions."""
+    positive = positions[:, : positions.shape[1] // 2]
+    chosen = torch.zeros(positive.shape[1], dtype=torch.bool, device=positions.device)
+    chosen[:: max(1, positive.shape[1] // SAMPLE)] = True
+    return positive[:, chosen], positive[:, ~chosen]
+
+
+def _widths(known: Known, node: Node, positions: Tensor) -> Tensor:
+    """The sum of the ranges of entries."""
+    lower, upper = (end.gather(1, positions - 1) for end in known.flat(node))
+    return (upper - lower).sum()
+
+
+def _rise_entries(
+    network: Prepared, node: Node, positions: Tensor, regions: Sequence[Region], known: Known, ascent: Ascent
+) -> None:
+    """Optimise both bounds of entries of a node, at positive positions, and enter them."""
+    if positions.shape[1]:
+        both = torch.cat([positions, -positions], dim=1)
+        lower, _ = _risen(network, node, both, regions, known, ascent, inner=True)
+        known.bounds[node] = entered(node, known.flat(node), both, lower)
 
 
 def _risen(
@@ -122,10 +164,13 @@ def _risen(
     ascent: Ascent,
     goal: Tensor | float = torch.inf,
     first: Parameters | None = None,
+    inner: bool = False,
 ) -> tuple[Tensor, Parameters]:
     """The best lower bounds of one pass, (batch, count), and the parameters that gave them.
 
-    Args: `first`: parameters to start from, too: tighter bounds of inner nodes can have worse defaults.
+    Args:
+        first: parameters to start from, too: tighter bounds of inner nodes can have worse defaults.
+        inner: the parameters are not wanted; and stop when steps gain little more.
     """
     free: Parameters = {}
     best = lower_bounds(network, start, rows, regions, known, collect=free).lower.detach()
@@ -141,8 +186,9 @@ def _risen(
     goal = torch.as_tensor(goal, dtype=best.dtype, device=best.device)
     adam = torch.optim.Adam(leaves, lr=ascent.learning_rate, foreach=True)
     schedule = torch.optim.lr_scheduler.ExponentialLR(adam, ascent.decay)
+    start_bound, gains = best, [0.0]
     for step in range(ascent.iterations):
-        if bool((best > goal).all()) or ascent.is_over():
+        if bool((best > goal).all()) or ascent.is_over() or (inner and _has_settled(gains)):
             break
         with torch.enable_grad():
             lower = lower_bounds(network, start, rows, regions, known, free=free).lower
@@ -150,7 +196,10 @@ def _risen(
         with torch.no_grad():
             better = lower > best
             best = torch.where(better, lower, best)
-            best_free = _better(better, free, best_free)
+            if inner:
+                gains.append(float((best - start_bound).nan_to_num(0.0, 0.0, 0.0).sum()))
+            else:
+                best_free = _better(better, free, best_free)
         if step + 1 < ascent.iterations:
             adam.zero_grad()
             loss.backward()
@@ -160,6 +209,11 @@ def _risen(
                 for leaf in leaves:
                     leaf.clamp_(0, 1)
     return best, best_free
+
+
+def _has_settled(gains: list[float]) -> bool:
+    """Whether the last steps brought little of what all of them did."""
+    return len(gains) > WINDOW and gains[-1] - gains[-1 - WINDOW] <= SETTLED * gains[-1]
 
 
 def _leaf(part: Tensor | None) -> Tensor | None:

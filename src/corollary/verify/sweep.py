@@ -73,7 +73,8 @@ def sweep(
             value = met(value, held[node])
         if node in network.bounded:
             known.bounds[node] = value
-            if linear and (only is None or node in only) and not (boxes and node in network.exact):
+            settled = (boxes and node in network.exact) or _is_image(node, positions)
+            if linear and (only is None or node in only) and not settled:
                 needed = open_entries(network, node, known)
                 if bool(needed.any()):
                     positions[node] = signed_positions(needed)
@@ -82,6 +83,12 @@ def sweep(
         for source in graph.last_read[node]:
             values.pop(source, None)
     return Sweep(known, positions)
+
+
+def _is_image(node: Node, positions: Collection[Node]) -> bool:
+    """Whether the bounds are those of a sharpened node under a monotone function: no line of it gives better ones."""
+    op = node.op
+    return isinstance(op, Elementwise) and op.monotone != 0 and not op.kinks and node.inputs[0] in positions
 
 
 def open_entries(network: Prepared, node: Node, known: Known) -> Tensor:

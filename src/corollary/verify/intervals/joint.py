@@ -22,6 +22,7 @@ from corollary.graph.ops import (
 from corollary.graph.ops.joint import COMPARISONS
 from corollary.verify.intervals.bilinear import add, magnitude, matmul, multiply, reshaped
 from corollary.verify.intervals.interval import Interval, Operand, between, interval, lower, upper
+from corollary.verify.log_odds import LogOdds, log_odds
 
 
 def sum_of_others(x: Tensor, axis: int) -> Tensor:
@@ -35,22 +36,21 @@ def sum_of_others(x: Tensor, axis: int) -> Tensor:
     return torch.where(largest, rest, x.sum(axis, keepdim=True) - x)
 
 
-def _odds(own: Tensor, others: Tensor, axis: int) -> Tensor:
-    """log(e^own / sum of e^others over the other entries): the argument of the sigmoid that softmax is.
-
-    Others too small for the dtype count as its smallest number: the softmax is 1 up to that number.
-    """
-    shift = others.amax(axis, keepdim=True).detach()
-    weight = sum_of_others((others - shift).exp(), axis)
-    return own - shift - weight.clamp(min=torch.finfo(own.dtype).tiny).log()
-
-
 def softmax(x: Interval, axis: int) -> Interval:
     r"""Exact ends: $e^{l_k} / (e^{l_k} + \sum_{i \neq k} e^{u_i})$, and with l and u exchanged."""
     if x.shape[axis] == 1:
         return between(torch.ones_like, x)
-    ends = _odds(x.lower, x.upper, axis).sigmoid(), _odds(x.upper, x.lower, axis).sigmoid()
+    ends = log_odds(x.lower, x.upper, axis).sigmoid(), log_odds(x.upper, x.lower, axis).sigmoid()
     return Interval(ends[0].nan_to_num(nan=0.0), ends[1].nan_to_num(nan=1.0))  # of infinite scores nothing is known
+
+
+@interval.rule(LogOdds)
+def _log_odds(op: LogOdds, x: Interval) -> Interval:
+    ends = log_odds(x.lower, x.upper, op.axis), log_odds(x.upper, x.lower, op.axis)
+    low, high = (
+        torch.where(end.isnan(), unknown, end) for end, unknown in zip(ends, (-torch.inf, torch.inf), strict=True)
+    )
+    return Interval(low, high)
 
 
 @interval.rule(Softmax)
@@ -63,8 +63,8 @@ def _log_softmax(op: LogSoftmax, x: Interval) -> Interval:
     if x.shape[op.axis] == 1:
         return between(torch.zeros_like, x)
     return Interval(
-        F.logsigmoid(_odds(x.lower, x.upper, op.axis)),
-        F.logsigmoid(_odds(x.upper, x.lower, op.axis)),
+        F.logsigmoid(log_odds(x.lower, x.upper, op.axis)),
+        F.logsigmoid(log_odds(x.upper, x.lower, op.axis)),
     )
 
 

@@ -1,4 +1,4 @@
-"""Softmax, attention and normalisations in exponentials, sums, roots, reciprocals and products."""
+"""Softmax, attention and normalisations in log-odds, exponentials, sums, roots, reciprocals and products."""
 
 import math
 
@@ -22,11 +22,13 @@ from corollary.graph.ops import (
     Power,
     Reciprocal,
     Reshape,
+    Sigmoid,
     Softmax,
     Sqrt,
     Subtract,
     Sum,
 )
+from corollary.verify.log_odds import LogOdds
 from corollary.verify.primitives.rewriter import Rewriter, parts_of
 
 MASKED = -1e20
@@ -41,7 +43,10 @@ def _softmax(to: Rewriter, op: Softmax, x: Node) -> Node:
 
 
 def softmax(to: Rewriter, x: Node, axis: int, seen: Node | None) -> Node:
-    """The softmax over the entries where the constant `seen` is 1; over all where it is None."""
+    """The softmax over the entries where the constant `seen` is 1; over all, as a sigmoid, where it is None."""
+    length = x.shape[axis]
+    if seen is None and isinstance(length, int) and length > 1:
+        return to.emit(Sigmoid(), to.emit(LogOdds(axis), x))
     exponentials = _exponentials(to, x, seen)
     total = to.emit(Sum((axis,), keep_axes=True), exponentials)
     return to.emit(Multiply(), exponentials, to.emit(Reciprocal(), total))

@@ -44,6 +44,7 @@ from corollary.graph.ops import (
     Tanh,
     Torch,
 )
+from corollary.verify.log_odds import LogOdds
 
 Range: TypeAlias = tuple[float, float]
 Parts: TypeAlias = Callable[..., Node]
@@ -51,7 +52,7 @@ Parts: TypeAlias = Callable[..., Node]
 
 NONLINEAR = (
     ReLU, LeakyReLU, Abs, Clamp, HardSigmoid, HardSwish, ELU, GELU, SiLU, Mish, Softplus, Sigmoid, Tanh, Erf, Sin, Cos,
-    Exp, Log, Sqrt, Reciprocal, Power, Sign, Floor, Multiply, MatMul, Max, MaxPool,
+    Exp, Log, Sqrt, Reciprocal, Power, Sign, Floor, Multiply, MatMul, Max, MaxPool, LogOdds,
 )  # fmt: skip
 """The ops besides affine ones that a graph of primitives may apply to values that depend on the network's inputs."""
 
@@ -78,9 +79,9 @@ def primitives(graph: Graph) -> tuple[Graph, dict[Node, Range]]:
     """The same function in ops that bounds understand: `NONLINEAR` ones, and ops affine in what depends on the inputs.
 
     What does not depend on the inputs is computed and stored, so the result has no parameters. Equal nodes are
-    merged. Nodes keep layer and source line of the op that they come from. A softmax is exp(x_k) / sum_i exp(x_i),
-    without the usual shift by the largest, which would bring every input in twice: in single precision it overflows
-    for x > 88, and bounds are infinite there.
+    merged. Nodes keep layer and source line of the op that they come from. A softmax is the sigmoid of log-odds;
+    under a mask it is exp(x_k) / sum_i exp(x_i), without the usual shift by the largest, which would bring every input
+    in twice: in single precision it overflows for x > 88, and bounds are infinite there.
 
     Returns: the graph; and values that nodes cannot leave although their ops could: a softmax stays in [0, 1], a
         standardised value of n within sqrt(n - 1).

@@ -7,6 +7,8 @@ from corollary.verify.relaxations.lines import Lines as Lines
 from corollary.verify.relaxations.lines import Relaxation as Relaxation
 from corollary.verify.relaxations.lines import register_relaxation as register_relaxation
 from corollary.verify.relaxations.lines import relaxation as relaxation
+from corollary.verify.relaxations.odds import OddsLines as OddsLines
+from corollary.verify.relaxations.odds import odds_lines as odds_lines
 from corollary.verify.relaxations.offset_rule import register_function as register_function
 from corollary.verify.relaxations.piecewise import OneKink as OneKink
 from corollary.verify.relaxations.piecewise import prelu as prelu
