@@ -15,7 +15,7 @@ from corollary.base.errors import BadInput, CannotCapture, NoRule
 from corollary.base.network import Inputs
 from corollary.base.seeds import Seeds
 from corollary.graph import Graph, GraphModule, Network, capture, load_network
-from corollary.verify.branch_and_bound import Branching, Root, split_neurons
+from corollary.verify.branch_and_bound import Branching
 from corollary.verify.counterexample import Counterexample, OnnxProgram, replay
 from corollary.verify.falsify import falsify
 from corollary.verify.input_splitting import split_inputs
@@ -23,9 +23,10 @@ from corollary.verify.limit import OutOfTime, until
 from corollary.verify.linear_bounds import lower_bounds
 from corollary.verify.prepared import Prepared, prepare
 from corollary.verify.queries import Queries
+from corollary.verify.refined_search import refined_search, rooted
 from corollary.verify.search import Margin, Outcome
 from corollary.verify.sets import Box, Region
-from corollary.verify.slopes import Ascent, optimised
+from corollary.verify.slopes import Ascent
 from corollary.verify.specification import Case, Halfspaces, Specification
 from corollary.verify.sweep import Sweep, sweep
 
@@ -330,30 +331,19 @@ class _Run:
         return True
 
     def _neurons(self, network: Prepared, query: Queries, found: Sweep, margin: Margin, at_once: int | None) -> Outcome:
-        rows = query.open[0][query.disjunct[0]].nonzero()[:, 0]
-        query = replace(
-            query, rows=query.rows[:, rows], offsets=query.offsets[:, rows], disjunct=query.disjunct[:, rows]
-        )
-        output = network.graph.outputs[0]
-        best = optimised(
-            network, output, query.on(output), [query.region], found,
-            ascent=Ascent(self.config.iterations, deadline=self.deadline), goal=query.offsets + 1e-3,
-        )  # fmt: skip
-        bound = lower_bounds(network, output, query.on(output), [query.region], best.known, free=best.free)
-        lower = margin.below(bound, query.offsets)
-        margins = query.margins(lower)
-        query = replace(query, open=query.open & ~(margins > 0))
-        left = int(query.open.sum())
-        self._say(f"optimised bounds: {left} disjuncts left, smallest margin {float(margins.min()):.4g}")
+        ascent = Ascent(self.config.iterations, deadline=self.deadline)
+        query, root, margins = rooted(network, query, found, margin, ascent)
+        worst = float(margins.min())
+        self._say(f"optimised bounds: {int(query.open.sum())} disjuncts left, smallest margin {worst:.4g}")
         self._mark("optimised bounds")
         if not bool(query.open.any()):
-            return Outcome("proved", None, 0, float(margins.min()))
+            return Outcome("proved", None, 0, worst)
         if self.config.split == "none" or not network.bounded:
-            return Outcome("stuck", None, 0, float(margins.min()))
+            return Outcome("stuck", None, 0, worst)
         branching = self.config.branching if at_once is None else replace(self.config.branching, batch=at_once)
-        return split_neurons(
-            network, query, Root(best.known, best.free, lower), margin, deadline=self.deadline, branching=branching,
-            generator=Seeds(self.config.seed)("branching"), confirm=self._confirmed,
+        return refined_search(
+            network, query, root, margin, refinable=found.positions, ascent=ascent, deadline=self.deadline,
+            branching=branching, generator=Seeds(self.config.seed)("branching"), confirm=self._confirmed, say=self._say,
         )  # fmt: skip
 
 

@@ -61,6 +61,14 @@ class Queries:
         values = self.rows.reshape(batch, count, *sample_shape(output))
         return Rows(pack(output, values), batch, count)
 
+    def functions(self, output: Node, index: Tensor) -> Rows | Tensor:
+        """Some rows of one region's query as functions of the output, for each of several domains.
+
+        Args: `index`: of rows, (domains, count).
+        """
+        values = self.rows[0][index]
+        return Rows(pack(output, values.reshape(*index.shape, *sample_shape(output))), *index.shape)
+
     def margins(self, lower: Tensor) -> Tensor:
         """The best row of each disjunct, (n, disjuncts), from lower bounds (n, r) of row . y - offset.
 
