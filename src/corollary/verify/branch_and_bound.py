@@ -222,7 +222,15 @@ class Search:
         scores = torch.where(able, scores.nan_to_num(nan=0.0), -torch.inf)
         if self.rule == "bbps" and self.lines is not None:
             found = shortcut_scores(
-                self.neurons, known, points, bound.kept, free, self.lines, self.bounder.region(len(lower)), scores, bound.lower
+                self.neurons,
+                known,
+                points,
+                bound.kept,
+                free,
+                self.lines,
+                self.bounder.region(len(lower)),
+                scores,
+                bound.lower,
             )
             # Neurons that only products read have no shortcut: they follow, by their gaps.
             by_gap = torch.where(self.only_products, scores + bound.lower.amin(1, keepdim=True), -torch.inf)

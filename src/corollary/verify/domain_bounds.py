@@ -20,6 +20,7 @@ from corollary.verify.queries import Queries
 from corollary.verify.search import Margin
 from corollary.verify.sets import Ball, Box, Region
 
+
 @dataclass(frozen=True, eq=False)
 class Root:
     """What the bounds of one region gave: from where the search starts.
@@ -202,4 +203,3 @@ class Bounder:
             domain[name] = domain[name].clone()
             domain[name][index] = part[name]
         return best, domain
-

@@ -13,15 +13,17 @@ from corollary.verify.domain_bounds import Root
 from corollary.verify.linear_bounds import lower_bounds
 from corollary.verify.prepared import Prepared
 from corollary.verify.queries import Queries
-from corollary.verify.refinement import Refinement
+from corollary.verify.refinement import BRANCHING, Refinement
 from corollary.verify.search import Margin, Outcome
 from corollary.verify.slopes import Ascent, optimised
 from corollary.verify.sweep import Sweep
 
-FIRST = 1 / 40
-"""The share of the time that the first turn of the search on the outputs gets; refinement gets as much."""
-GROWTH = 3
-"""Each pair of turns is so many times as long as the one before: what a turn has to begin again costs little."""
+FIRST = 1 / 20
+"""The share of the time that the first turn gets: a quarter of it the search on the outputs, the rest refinement."""
+GROWTH = 2
+"""Each turn is so many times as long as the one before: what a turn has to begin again costs little."""
+LEAST = 0.05
+"""The part of the gap that each way is credited with in any case."""
 
 
 def rooted(
@@ -60,23 +62,27 @@ def refined_search(
         ascent: of the bounds after each refinement.
         say: told of each refinement.
     """
-    refinement = Refinement(network, query.region, refinable, margin, ascent)
-    turn = FIRST * (deadline - time.monotonic())
-    domains = 0
+    refinement = Refinement(network, query.region, refinable, margin, ascent, replace(BRANCHING, batch=branching.batch))
+    turn, share, domains = FIRST * (deadline - time.monotonic()), 0.25, 0
+    reached = -float(query.margins(root.lower).min())
     while True:
-        until = deadline if refinement.is_spent(root.known) else min(deadline, time.monotonic() + turn)
+        gap = max(-float(query.margins(root.lower).min()), 1e-9)
+        until = deadline if refinement.is_spent(root.known) else min(deadline, time.monotonic() + share * turn)
         outcome = split_neurons(
             network, query, root, margin, deadline=until, branching=branching, generator=generator, confirm=confirm
         )
         domains += outcome.domains
-        outcome = replace(outcome, domains=domains)
-        most = branching.most is not None and domains >= branching.most
-        if outcome.status != "timeout" or most or time.monotonic() > deadline or until == deadline:
-            return outcome
-        known = refinement.refined(root.known, min(turn, deadline - time.monotonic()))
-        domains += refinement.domains
+        used_up = branching.most is not None and domains >= branching.most
+        if outcome.status in ("proved", "found") or used_up or until == deadline:
+            return replace(outcome, domains=domains + refinement.domains)
+        known = refinement.refined(root.known, min((1 - share) * turn, deadline - time.monotonic()))
         query, root, margins = rooted(network, query, Sweep(known, {}), margin, ascent)
-        say(f"refined inner bounds: {int(query.open.sum())} disjuncts left, smallest margin {float(margins.min()):.4g}")
+        worst = float(margins.min())
+        say(f"refined inner bounds: {int(query.open.sum())} disjuncts left, smallest margin {worst:.4g}")
         if not bool(query.open.any()):
-            return Outcome("proved", None, domains, float(margins.min()))
-        turn *= GROWTH
+            return Outcome("proved", None, domains + refinement.domains, worst)
+        # Each way gets time by the part of the gap that it closed in a second of its last turn.
+        searched = (max(outcome.worst + reached, 0.0) / gap + LEAST) / share
+        refined = (max(worst + gap, 0.0) / gap + LEAST) / (1 - share)
+        share = min(max(searched / (searched + refined), 0.1), 0.6)
+        reached, turn = -max(worst, outcome.worst), GROWTH * turn

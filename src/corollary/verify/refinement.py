@@ -17,55 +17,73 @@ import torch
 from torch import Tensor
 
 from corollary.graph import Node, evaluate
-from corollary.graph.ops import Elementwise
+from corollary.graph.ops import Elementwise, Linear
 from corollary.verify.branch_and_bound import Branching, Search
 from corollary.verify.domain_bounds import Root
 from corollary.verify.known import Known, interval_of
+from corollary.verify.layout import Rows, pack, sample_shape, sample_size
 from corollary.verify.linear_bounds import Bounded
 from corollary.verify.prepared import Prepared
 from corollary.verify.queries import Queries
 from corollary.verify.search import Margin
 from corollary.verify.sets import Ball, Region
 from corollary.verify.slopes import Ascent, optimised, sharper
-from corollary.verify.sweep import Sweep, open_entries
+from corollary.verify.sweep import Sweep, open_entries, signed_positions
 
 BRANCHING = Branching(candidates=1, iterations=4, multiplier_rate=0.2)
 """How neurons are split for neurons: there are many claims, each of little depth."""
 STEPS = 12
-"""Steps down the gradient that look for a point on the other side of a kink."""
+"""Steps along the gradient that look for the values which an entry takes."""
+MOST = 256
+"""Entries of a node that are refined: those of the highest relaxations."""
+TOLERANCE = 0.05
+"""An end of an entry that lies on both sides is claimed up to this part of the width from the value that was met."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sides(Queries):
-    """Claims about single entries of a node, each a disjunct: i + 1 for entry i above its kink, -(i + 1) for below.
+    """Claims about single entries of a node, each a disjunct of one row.
 
-    Args: `rows`: these positions, (1, r); `offsets`: the kink, times the sign of the position.
+    Args: `rows`: signed positions, (1, r), i + 1 where entry i is claimed to lie above a goal, -(i + 1) for below;
+        `offsets`: the goal, times the sign of the position.
     """
 
-    def functions(self, output: Node, index: Tensor) -> Tensor:
-        """The positions, as `lower_bounds` takes them."""
-        return self.rows[0][index]
+    def functions(self, output: Node, index: Tensor) -> Rows | Tensor:
+        """The positions, as `lower_bounds` takes them; where it would keep to windows of a feature map, whole rows."""
+        positions = self.rows[0][index]
+        if isinstance(output.op, Linear) and len(output.shape) == 2:
+            return positions
+        rows = torch.zeros(*index.shape, sample_size(output), dtype=self.offsets.dtype, device=index.device)
+        rows.scatter_(2, positions.abs()[..., None] - 1, positions.sign()[..., None].to(rows.dtype))
+        return Rows(pack(output, rows.reshape(*index.shape, *sample_shape(output))), *index.shape)
 
     @classmethod
     def claimed(cls, region: Region, positions: Tensor, offsets: Tensor) -> "Sides":
-        """Claims on one region, positions and offsets (r,)."""
+        """Claims about one region, positions and offsets (r,)."""
         numbers = torch.arange(len(positions), device=positions.device)
-        return cls(region, positions[None], offsets[None], numbers[None], torch.ones_like(numbers, dtype=torch.bool)[None])
+        return cls(
+            region, positions[None], offsets[None], numbers[None], torch.ones_like(numbers, dtype=torch.bool)[None]
+        )
 
 
 class SideSearch(Search):
     """A search that serves its claims in turn, the worst domain of each first, so that easy ones end early."""
 
-    def __init__(self, network: Prepared, query: Sides, root: Root, margin: Margin, deadline: float):
-        super().__init__(network, query, root, margin, deadline, BRANCHING, None, None)
+    def __init__(self, network: Prepared, query: Sides, root: Root, margin: Margin, deadline: float, how: Branching):
+        super().__init__(network, query, root, margin, deadline, how, None, None)
         self.spent = torch.zeros(query.open.shape[1], dtype=torch.long, device=network.device)
         self.given_up = torch.zeros_like(self.spent, dtype=torch.bool)
 
-    def run_out(self) -> Tensor:
-        """The least bound of each claim, zero where it is proved, once all are decided or the time is up."""
-        self.begin()
+    def run_until(self, deadline: float) -> None:
+        """Go on until all claims are decided or the time is up."""
+        self.deadline = self.bounder.deadline = deadline
+        if not self.count:
+            self.begin()
         while not self.is_over() and not bool(self.given_up[self.pool.held("disjunct")].all()):
             self.advance()
+
+    def least(self) -> Tensor:
+        """The least bound of each claim, zero where it is proved."""
         least = torch.zeros(len(self.spent), dtype=self.network.dtype, device=self.network.device)
         return least.scatter_reduce(0, self.pool.held("disjunct"), self.pool.held("priority"), "amin")
 
@@ -87,17 +105,43 @@ class SideSearch(Search):
         """No points are looked for."""
 
     def settled(self, domain: dict[str, Tensor]) -> dict[str, Tensor]:
-        """No linear programs for claims given up."""
+        """No linear programs for claims that are given up."""
         return domain
 
 
 @dataclass(eq=False)
+class _Claims:
+    """Ends of single entries of a node that are claimed to lie at goals, and the search that proves them.
+
+    Args:
+        side: 0 for lower ends, 1 for upper ones; `entry`: of the node; `goal`: a value, for each of the claims, (r,).
+    """
+
+    side: Tensor
+    entry: Tensor
+    goal: Tensor
+    search: SideSearch
+
+    def met_with(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Bounds (entries,) met with what is proved."""
+        first = self.side == 0
+        end = self.goal + torch.where(first, 1, -1) * self.search.least()
+        lower = lower.scatter_reduce(0, self.entry[first], end[first], "amax")
+        upper = upper.scatter_reduce(0, self.entry[~first], end[~first], "amin")
+        return torch.minimum(lower, upper), torch.maximum(lower, upper)  # they cross by a rounding error only
+
+
+@dataclass(eq=False)
 class Refinement:
-    """Inner bounds of one region, to be tightened in turns of growing length.
+    """Inner bounds of one region, to be tightened in several turns.
 
     Args:
         nodes: whose bounds came from backward passes, in the order of the graph.
-        hopeless: entries, (entries,), that lie on both sides of their kink, or whose splits are used up.
+        ascent: of the bounds of nodes behind those that became tighter.
+        how: neurons are split for claims.
+        goals: of the ends of all entries of a node, (2, entries); infinite where nothing is claimed, or no longer.
+        claims: those that a search is under way for, while nothing before the node has changed.
+        domains: bounded so far.
     """
 
     network: Prepared
@@ -105,71 +149,86 @@ class Refinement:
     nodes: Collection[Node]
     margin: Margin
     ascent: Ascent
-    hopeless: dict[Node, Tensor] = field(default_factory=dict)
+    how: Branching = BRANCHING
+    goals: dict[Node, Tensor] = field(default_factory=dict)
+    claims: dict[Node, _Claims] = field(default_factory=dict)
     domains: int = 0
-
-    def open_claims(self, node: Node, known: Known) -> Tensor:
-        """The entries whose side is open and may be proved, (r,)."""
-        if only_kink(self.network, node) is None:
-            return torch.zeros(0, dtype=torch.long, device=self.network.device)
-        needed = open_entries(self.network, node, known)[0]
-        return (needed & ~self.hopeless.get(node, torch.zeros_like(needed))).nonzero()[:, 0]
 
     def is_spent(self, known: Known) -> bool:
         """Whether nothing is left to refine."""
-        return not any(len(self.open_claims(node, known)) for node in self.nodes)
+        return not any(bool(self._claimable(node, known).any()) for node in self.nodes)
 
     def refined(self, known: Known, seconds: float) -> Known:
         """Tightened bounds of all nodes, after about so many seconds of search in equal shares."""
-        tight, changed = Known(self.network, 1, known.bounds), False
         deadline = time.monotonic() + seconds
         nodes = list(self.nodes)
+        changed = False
         for i, node in enumerate(nodes):
             if changed and not self.ascent.is_over():
-                tight = sharper(self.network, [self.region], Sweep(tight, {node: self._any}), self.ascent)
-            start = time.monotonic()
-            share = max(0.0, deadline - start) / (len(nodes) - i)
-            ends = self._sided(node, tight, start + share) if share > 0 else None
-            if ends is not None:
-                tight, changed = Known(self.network, 1, {**tight.bounds, node: interval_of(node, *ends)}), True
-        return tight
+                open_ = signed_positions(open_entries(self.network, node, known))
+                known = sharper(self.network, [self.region], Sweep(known, {node: open_}), self.ascent)
+                self.claims.pop(node, None)
+            now = time.monotonic()
+            if now < deadline and bool(self._claimable(node, known).any()):
+                before = known.flat(node)
+                known = self._searched(node, known, now + (deadline - now) / (len(nodes) - i))
+                changed |= any(not torch.equal(a, b) for a, b in zip(before, known.flat(node), strict=True))
+        return known
 
-    @property
-    def _any(self) -> Tensor:
-        return torch.zeros(1, 0, dtype=torch.long)
+    def _claimable(self, node: Node, known: Known) -> Tensor:
+        """The ends that may be moved to their goals, (2, entries)."""
+        needed = open_entries(self.network, node, known)[0]
+        if only_kink(self.network, node) is None or not bool(needed.any()):
+            return torch.zeros_like(needed)
+        if node not in self.goals:
+            return torch.stack([needed, needed])
+        (lower,), (upper,) = known.flat(node)
+        return torch.stack([lower < self.goals[node][0], upper > self.goals[node][1]]) & needed
 
-    def _sided(self, node: Node, known: Known, deadline: float) -> tuple[Tensor, Tensor] | None:
-        """The bounds of a node, (1, entries) each, after a search for the sides of its open entries."""
-        entries = self.open_claims(node, known)
-        if not len(entries):
-            return None
+    def _goals(self, node: Node, kink: float, known: Known, deadline: float) -> Tensor:
+        """Where the ends of entries may lie, by the values that gradient steps reach: at best the kink."""
+        (lower,), (upper,) = known.flat(node)
+        height = torch.where(open_entries(self.network, node, known)[0], (upper - kink) * (kink - lower), -torch.inf)
+        entries = (height / (upper - lower)).topk(min(MOST, int((height > 0).sum()))).indices
+        low, high = reached(self.network.until(node), self.region, entries, deadline)
+        slack = TOLERANCE * (upper - lower)[entries]
+        goals = torch.stack([torch.full_like(lower, -torch.inf), torch.full_like(upper, torch.inf)])
+        goals[0, entries] = torch.where(low > kink, kink, torch.where(high < kink, -torch.inf, low - slack))
+        goals[1, entries] = torch.where(high < kink, kink, torch.where(low > kink, torch.inf, high + slack))
+        return goals
+
+    def _searched(self, node: Node, known: Known, deadline: float) -> Known:
+        """The bounds with those of one node tightened by a search until the deadline."""
         kink = only_kink(self.network, node)
+        if node not in self.goals and kink is not None:
+            self.goals[node] = self._goals(node, kink, known, deadline)
+        if not bool(self._claimable(node, known).any()):
+            return known
+        if node not in self.claims:
+            self.claims[node] = self._claimed(node, known, deadline)
+        claims = self.claims[node]
+        search, before = claims.search, claims.search.count
+        search.run_until(deadline)
+        self.domains += search.count - before
+        lost = search.given_up
+        self.goals[node][claims.side[lost], claims.entry[lost]] = torch.where(
+            claims.side[lost] == 0, -torch.inf, torch.inf
+        )
+        (lower,), (upper,) = known.flat(node)
+        low, high = claims.met_with(lower, upper)
+        return Known(self.network, 1, {**known.bounds, node: interval_of(node, low[None], high[None])})
+
+    def _claimed(self, node: Node, known: Known, deadline: float) -> _Claims:
+        side, entry = self._claimable(node, known).nonzero().unbind(1)
+        goal, sign = self.goals[node][side, entry], 1 - 2 * side
         part = self.network.until(node)
         before = Known(part, 1, {source: known.bounds[source] for source in part.bounded})
-        at_center = evaluate(part.graph, self.region.center).flatten()[entries]
-        sign = torch.where(at_center > kink, 1, -1)
-        one_sided = ~passing(part, self.region, entries, sign, kink)
-        self._give_up(node, known, entries[~one_sided])
-        entries, sign = entries[one_sided], sign[one_sided]
-        if not len(entries):
-            return None
-        query = Sides.claimed(self.region, sign * (entries + 1), (sign * kink).to(self.network.dtype))
+        query = Sides.claimed(self.region, sign * (entry + 1), sign * goal)
         ascent = replace(self.ascent, deadline=deadline)
-        best = optimised(part, node, query.rows, [self.region], Sweep(before, {}), ascent=ascent, goal=query.offsets)
-        search = SideSearch(part, query, Root(before, best.free, best.lower), self.margin, deadline)
-        least = search.run_out()
-        self.domains += search.count
-        print(node.name,'targets',len(entries),'met both',int((~one_sided).sum()),'given up',int(search.given_up.sum()),'proved',int((least>=0).sum()),'domains',search.count)
-        self._give_up(node, known, entries[search.given_up])
-        lower, upper = (end.clone() for end in known.flat(node))
-        above, end = sign > 0, kink + sign * least
-        lower[0, entries[above]] = torch.maximum(lower[0, entries[above]], end[above])
-        upper[0, entries[~above]] = torch.minimum(upper[0, entries[~above]], end[~above])
-        return lower, upper
-
-    def _give_up(self, node: Node, known: Known, entries: Tensor) -> None:
-        held = self.hopeless.setdefault(node, torch.zeros_like(known.flat(node)[0][0], dtype=torch.bool))
-        held[entries] = True
+        rows = query.functions(node, torch.arange(len(side), device=side.device)[None])
+        best = optimised(part, node, rows, [self.region], Sweep(before, {}), ascent=ascent, goal=query.offsets)
+        root = Root(before, best.free, best.lower)
+        return _Claims(side, entry, goal, SideSearch(part, query, root, self.margin, deadline, self.how))
 
 
 def only_kink(network: Prepared, node: Node) -> float | None:
@@ -183,16 +242,21 @@ def only_kink(network: Prepared, node: Node) -> float | None:
     return kinks.pop() if len(kinks) == 1 else None
 
 
-def passing(part: Prepared, region: Region, entries: Tensor, sign: Tensor, kink: float) -> Tensor:
-    """Which entries of the output leave their side of the kink somewhere in a region, as far as gradient steps find."""
+def reached(part: Prepared, region: Region, entries: Tensor, deadline: float) -> tuple[Tensor, Tensor]:
+    """The least and the largest values of entries of the output that gradient steps reach in a region."""
     box = region.box() if isinstance(region, Ball) else region
-    x = region.center.expand(len(entries), *region.center.shape[1:])
-    met = torch.zeros(len(entries), dtype=torch.bool, device=entries.device)
+    twice = torch.cat([entries, entries])
+    sign = torch.ones_like(twice)
+    sign[: len(entries)] = -1
+    x = region.center.expand(len(twice), *region.center.shape[1:])
+    best = torch.full((len(twice),), -torch.inf, dtype=part.dtype, device=part.device)
     for step in range(STEPS):
         x = x.detach().requires_grad_()
         with torch.enable_grad():
-            value = evaluate(part.graph, x).flatten(1).gather(1, entries[:, None])[:, 0]
-            (slope,) = torch.autograd.grad(((value - kink) * sign).sum(), x)
-        met |= (value - kink) * sign < 0
-        x = torch.minimum(torch.maximum(x - 2 * box.radius * 0.8**step * slope.sign(), box.lower), box.upper)
-    return met
+            value = evaluate(part.graph, x).flatten(1).gather(1, twice[:, None])[:, 0] * sign
+            (slope,) = torch.autograd.grad(value.sum(), x)
+        best = torch.maximum(best, value.detach())
+        if time.monotonic() > deadline:
+            break
+        x = torch.minimum(torch.maximum(x + 2 * box.radius * 0.8**step * slope.sign(), box.lower), box.upper)
+    return -best[: len(entries)], best[len(entries) :]

@@ -64,7 +64,7 @@ class Optimised:
 def optimised(
     network: Prepared,
     start: Node,
-    rows: Rows,
+    rows: Rows | Tensor,
     regions: Sequence[Region],
     found: Sweep,
     *,
