@@ -129,8 +129,8 @@ class Search:
         self.met: Tensor | None = None
 
     def run(self) -> Outcome:
-        """Search until nothing is open, a point was met, time or domains are used up."""
-        found = self.begin()
+        """Search, or go on, until nothing is open, a point was met, time or domains are used up."""
+        found = self.begin() if not self.count else None
         while found is None and len(self.pool):
             worst = self.pool.worst
             if self.is_over():
@@ -145,9 +145,19 @@ class Search:
             return Outcome("found", found, self.count, self.pool.worst)
         return Outcome("proved", None, self.count, 0.0)
 
+    def go_on(self, known: Known, deadline: float) -> None:
+        """Have the next run use these bounds, tighter ones than before, and end at another deadline."""
+        self.bounder.lower, self.bounder.upper = self.neurons.ends(known)
+        self.deadline = self.bounder.deadline = deadline
+
     def is_over(self) -> bool:
         """Whether the time or the domains are used up."""
-        return time.monotonic() > self.deadline or (self.how.most is not None and self.count >= self.how.most)
+        return time.monotonic() > self.deadline or self.used_up
+
+    @property
+    def used_up(self) -> bool:
+        """Whether the domains are used up."""
+        return self.how.most is not None and self.count >= self.how.most
 
     def begin(self) -> Tensor | None:
         """Bound one domain for each disjunct; an unsafe point if one was met."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from corollary.graph import Node
-from corollary.verify.branch_and_bound import Branching, split_neurons
+from corollary.verify.branch_and_bound import Branching, Search
 from corollary.verify.domain_bounds import Root
 from corollary.verify.linear_bounds import lower_bounds
 from corollary.verify.prepared import Prepared
@@ -22,6 +22,8 @@ FIRST = 1 / 20
 """The share of the time that the first turn gets: a quarter of it the search on the outputs, the rest refinement."""
 GROWTH = 2
 """Each turn is so many times as long as the one before: what a turn has to begin again costs little."""
+BEGIN_AGAIN = 0.2
+"""The search on the outputs begins again, with fewer splits to need, where refinement closed this part of the gap."""
 LEAST = 0.05
 """The part of the gap that each way is credited with in any case."""
 
@@ -55,7 +57,7 @@ def refined_search(
     confirm: Callable[[Tensor], bool] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
-    """As `split_neurons`, begun again whenever inner bounds became tighter.
+    """As `split_neurons`, in turns with a refinement of inner bounds.
 
     Args:
         refinable: the nodes whose bounds came from backward passes.
@@ -63,26 +65,28 @@ def refined_search(
         say: told of each refinement.
     """
     refinement = Refinement(network, query.region, refinable, margin, ascent, replace(BRANCHING, batch=branching.batch))
-    turn, share, domains = FIRST * (deadline - time.monotonic()), 0.25, 0
-    reached = -float(query.margins(root.lower).min())
+    search: Search | None = None
+    turn, share, domains = FIRST * (deadline - time.monotonic()), 0.5, 0
     while True:
-        gap = max(-float(query.margins(root.lower).min()), 1e-9)
         until = deadline if refinement.is_spent(root.known) else min(deadline, time.monotonic() + share * turn)
-        outcome = split_neurons(
-            network, query, root, margin, deadline=until, branching=branching, generator=generator, confirm=confirm
-        )
-        domains += outcome.domains
-        used_up = branching.most is not None and domains >= branching.most
-        if outcome.status in ("proved", "found") or used_up or until == deadline:
-            return replace(outcome, domains=domains + refinement.domains)
+        if search is None:
+            gap = reached = max(-float(query.margins(root.lower).min()), 1e-9)
+            search = Search(network, query, root, margin, until, branching, generator, confirm)
+        search.go_on(root.known, until)
+        outcome = search.run()
+        if outcome.status in ("proved", "found") or until == deadline or search.used_up:
+            return replace(outcome, domains=domains + search.count + refinement.domains)
         known = refinement.refined(root.known, min((1 - share) * turn, deadline - time.monotonic()))
         query, root, margins = rooted(network, query, Sweep(known, {}), margin, ascent)
         worst = float(margins.min())
-        say(f"refined inner bounds: {int(query.open.sum())} disjuncts left, smallest margin {worst:.4g}")
-        if not bool(query.open.any()):
-            return Outcome("proved", None, domains + refinement.domains, worst)
+        left = int(query.open.sum())
+        say(f"refined inner bounds: {left} disjuncts left, smallest margin {worst:.4g}, {outcome.worst:.4g} by splits")
+        if not left:
+            return Outcome("proved", None, domains + search.count + refinement.domains, worst)
         # Each way gets time by the part of the gap that it closed in a second of its last turn.
         searched = (max(outcome.worst + reached, 0.0) / gap + LEAST) / share
         refined = (max(worst + gap, 0.0) / gap + LEAST) / (1 - share)
-        share = min(max(searched / (searched + refined), 0.1), 0.6)
-        reached, turn = -max(worst, outcome.worst), GROWTH * turn
+        share = min(max(searched / (searched + refined), 0.15), 0.85)
+        reached, turn = max(-outcome.worst, 1e-9), GROWTH * turn
+        if worst + gap > BEGIN_AGAIN * gap:
+            domains, search = domains + search.count, None

@@ -210,10 +210,8 @@ class Refinement:
         search, before = claims.search, claims.search.count
         search.run_until(deadline)
         self.domains += search.count - before
-        lost = search.given_up
-        self.goals[node][claims.side[lost], claims.entry[lost]] = torch.where(
-            claims.side[lost] == 0, -torch.inf, torch.inf
-        )
+        for side, nothing in enumerate((-torch.inf, torch.inf)):
+            self.goals[node][side, claims.entry[search.given_up & (claims.side == side)]] = nothing
         (lower,), (upper,) = known.flat(node)
         low, high = claims.met_with(lower, upper)
         return Known(self.network, 1, {**known.bounds, node: interval_of(node, low[None], high[None])})
