@@ -15,7 +15,7 @@ from corollary.base.errors import BadInput, CannotCapture, NoRule
 from corollary.base.network import Inputs
 from corollary.base.seeds import Seeds
 from corollary.graph import Graph, GraphModule, Network, capture, load_network
-from corollary.verify.branch_and_bound import Branching, Root, split_neurons
+from corollary.verify.branch_and_bound import Branching
 from corollary.verify.counterexample import Counterexample, OnnxProgram, replay
 from corollary.verify.falsify import falsify
 from corollary.verify.input_splitting import split_inputs
@@ -25,10 +25,11 @@ from corollary.verify.linear_bounds import lower_bounds
 from corollary.verify.posed import Posed, rounding_decides
 from corollary.verify.prepared import Prepared
 from corollary.verify.queries import Queries
+from corollary.verify.refined_search import refined_search, rooted
 from corollary.verify.relevance import relevant_entries
 from corollary.verify.search import Margin, Outcome
 from corollary.verify.sets import Box, Region
-from corollary.verify.slopes import Ascent, optimised
+from corollary.verify.slopes import Ascent
 from corollary.verify.specification import Case, Halfspaces, Specification
 from corollary.verify.sweep import Sweep, sweep
 
@@ -356,34 +357,24 @@ class _Run:
         at_once: int | None,
         cuts: tuple[Cut, ...] = (),
     ) -> Outcome:
-        rows = query.open[0][query.disjunct[0]].nonzero()[:, 0]
-        query = replace(
-            query, rows=query.rows[:, rows], offsets=query.offsets[:, rows], disjunct=query.disjunct[:, rows]
-        )
-        output = network.graph.outputs[0]
+        output, query = network.graph.outputs[0], query.only_open()
         relevant = relevant_entries(network, output, query.on(output), found.known)
         parts = parts_at_jump(network, found.known, relevant) if len(cuts) < JUMPS else None
         if parts is not None:
             return self._parts(network, query, parts, margin, at_once, cuts)
-        best = optimised(
-            network, output, query.on(output), [query.region], found,
-            ascent=Ascent(self.config.iterations, deadline=self.deadline), goal=query.offsets + 1e-3,
-        )  # fmt: skip
-        bound = lower_bounds(network, output, query.on(output), [query.region], best.known, free=best.free)
-        lower = margin.below(bound, query.offsets)
-        margins = query.margins(lower)
-        query = replace(query, open=query.open & ~(margins > 0))
-        left = int(query.open.sum())
-        self._say(f"optimised bounds: {left} disjuncts left, smallest margin {float(margins.min()):.4g}")
+        ascent = Ascent(self.config.iterations, deadline=self.deadline)
+        query, root, margins = rooted(network, query, found, margin, ascent, cuts)
+        worst = float(margins.min())
+        self._say(f"optimised bounds: {int(query.open.sum())} disjuncts left, smallest margin {worst:.4g}")
         self._mark("optimised bounds")
         if not bool(query.open.any()):
-            return Outcome("proved", None, 0, float(margins.min()))
+            return Outcome("proved", None, 0, worst)
         if self.config.split == "none" or not network.bounded:
-            return Outcome("stuck", None, 0, float(margins.min()))
+            return Outcome("stuck", None, 0, worst)
         branching = self.config.branching if at_once is None else replace(self.config.branching, batch=at_once)
-        return split_neurons(
-            network, query, Root(best.known, best.free, lower, cuts), margin, deadline=self.deadline,
-            branching=branching, generator=Seeds(self.config.seed)("branching"), confirm=self._confirmed,
+        return refined_search(
+            network, query, root, margin, refinable=found.positions, ascent=ascent, deadline=self.deadline,
+            branching=branching, generator=Seeds(self.config.seed)("branching"), confirm=self._confirmed, say=self._say,
         )  # fmt: skip
 
     def _parts(

@@ -44,11 +44,16 @@ class Pool:
             held[slots] = values
             self._held[name] = held
 
-    def take(self, most: int) -> dict[str, Tensor]:
-        """Take out up to so many rows of least priority."""
+    def held(self, name: str) -> Tensor:
+        """One of the tensors, and "priority", of the rows held."""
+        return (self._priority if name == "priority" else self._held[name])[self._alive]
+
+    def take(self, most: int, order: Tensor | None = None) -> dict[str, Tensor]:
+        """Take out up to so many rows of least priority, or least `order` where given, one number for each row held."""
         slots = self._alive.nonzero()[:, 0]
         if len(slots) > most:
-            slots = slots[self._priority[slots].topk(most, largest=False).indices]
+            order = self._priority[slots] if order is None else order
+            slots = slots[order.topk(most, largest=False).indices]
         self._alive[slots] = False
         return {name: held[slots] for name, held in self._held.items()} | {"priority": self._priority[slots]}
 

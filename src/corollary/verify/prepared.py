@@ -1,7 +1,7 @@
 """A network made ready for bounds: primitive ops, constants evaluated, a relaxation for each nonlinear node."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -153,6 +153,12 @@ class Prepared:
                     found.update(node.inputs)
             self._upstream[start] = frozenset(found)
         return self._upstream[start]
+
+    def until(self, node: Node) -> "Prepared":
+        """The part of the network that a node depends on, with this node as its output."""
+        held = self.graph
+        nodes = tuple(other for other in held.nodes if other in self.upstream(node))
+        return replace(self, graph=Graph(nodes, held.inputs, (node,), held.tensors, ()))
 
     def operand(self, node: Node, batch: int) -> Tensor:
         """The value of a constant node for so many samples."""

@@ -1,6 +1,6 @@
 """What is to be proved, in the form that bounds answer: rows on the output, for each of many boxes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -55,11 +55,24 @@ class Queries:
             self.region[samples], self.rows[samples], self.offsets[samples], self.disjunct[samples], self.open[samples]
         )
 
+    def only_open(self) -> "Queries":
+        """Those of one region without the rows of disjuncts that are closed."""
+        rows = self.open[0][self.disjunct[0]].nonzero()[:, 0]
+        return replace(self, rows=self.rows[:, rows], offsets=self.offsets[:, rows], disjunct=self.disjunct[:, rows])
+
     def on(self, output: Node) -> Rows:
         """The rows as linear functions of the network's output."""
         batch, count, _ = self.rows.shape
         values = self.rows.reshape(batch, count, *sample_shape(output))
         return Rows(pack(output, values), batch, count)
+
+    def functions(self, output: Node, index: Tensor) -> Rows | Tensor:
+        """Some rows of one region's query as functions of the output, for each of several domains.
+
+        Args: `index`: of rows, (domains, count).
+        """
+        values = self.rows[0][index]
+        return Rows(pack(output, values.reshape(*index.shape, *sample_shape(output))), *index.shape)
 
     def margins(self, lower: Tensor) -> Tensor:
         """The best row of each disjunct, (n, disjuncts), from lower bounds (n, r) of row . y - offset.

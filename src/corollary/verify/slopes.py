@@ -76,7 +76,7 @@ class Optimised:
 def optimised(
     network: Prepared,
     start: Node,
-    rows: Rows,
+    rows: Rows | Tensor,
     regions: Sequence[Region],
     found: Sweep,
     *,

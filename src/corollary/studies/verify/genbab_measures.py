@@ -17,9 +17,10 @@ from corollary.graph.builder import Builder
 from corollary.verify.attacks import pgd
 from corollary.verify.batch import certify_files
 from corollary.verify.bounded_graph import BoundedGraph
-from corollary.verify.branch_and_bound import Branching, Root, split_neurons
+from corollary.verify.branch_and_bound import Branching, split_neurons
 from corollary.verify.branching import Neurons, middle_points
 from corollary.verify.branching_points import total_area
+from corollary.verify.domain_bounds import Root
 from corollary.verify.known import Known
 from corollary.verify.linear_bounds import Splits, lower_bounds
 from corollary.verify.prepared import Prepared, prepare
