@@ -24,7 +24,7 @@ from corollary.verify.limit import OutOfTime, until
 from corollary.verify.linear_bounds import lower_bounds
 from corollary.verify.posed import Posed, rounding_decides
 from corollary.verify.prepared import Prepared
-from corollary.verify.queries import Queries
+from corollary.verify.queries import OpenBoxes, Queries
 from corollary.verify.refined_search import refined_search, rooted
 from corollary.verify.relevance import relevant_entries
 from corollary.verify.search import Margin, Outcome
@@ -49,7 +49,7 @@ class CertifyConfig:
         split: what branch and bound splits; "auto": the inputs where at most `few_inputs` of them vary.
         iterations: optimiser steps for the first bounds.
         branching: of the search on neurons.
-        dtype: of the bounds; None: float64 where few inputs vary, float32 (with a wider margin) elsewhere.
+        dtype: of the bounds; None: float32 (with a wider margin), and float64 where its rounding would decide.
         attack: seconds for the search for counterexamples before any bound, and again for what the first bounds leave
             open; each at most a twentieth, then a tenth, of the time limit.
         seed: of all random draws.
@@ -212,20 +212,12 @@ class _Run:
     def _decide(self) -> None:
         if self._attacked(min(self.config.attack[0], self.timeout / 20)):
             return
-        posed = self._posed(self._dtype())
-        network, queries, margin = posed.network, posed.queries, posed.margin
+        posed = self._posed(self.config.dtype or torch.float32)
         self._mark("prepare")
-        split_input = self._splits_inputs(queries)
-        if split_input:
-            outcome = self._inputs(network, queries, margin, min(self.deadline, time.monotonic() + self.timeout / 10))
-            if outcome.status == "timeout":
-                if self._attacked(min(self.config.attack[1], self.timeout / 10)):
-                    return
-                outcome = self._inputs(network, queries, margin, self.deadline)
-            self._conclude(outcome)
-            self._mark("input splitting")
+        if self._splits_inputs(posed.queries):
+            self._boxes(posed)
             return
-        for part in torch.arange(len(queries), device=network.device).split(CASES_AT_ONCE):
+        for part in torch.arange(len(posed.queries), device=posed.network.device).split(CASES_AT_ONCE):
             if not self._cases(posed, part):
                 return
         self.verdict.status = "unsat"
@@ -234,12 +226,6 @@ class _Run:
         if dtype not in self.posed:
             self.posed[dtype] = Posed.of(self.graph, self.specification, dtype)
         return self.posed[dtype]
-
-    def _dtype(self) -> torch.dtype:
-        if self.config.dtype is not None:
-            return self.config.dtype
-        few = max(int(_varying(case.region).sum()) for case in self.specification.cases) <= self.config.few_inputs
-        return torch.float64 if few else torch.float32
 
     def _splits_inputs(self, queries: Queries) -> bool:
         if self.config.split == "inputs" and not isinstance(queries.region, Box):
@@ -276,8 +262,7 @@ class _Run:
     def _conclude(self, outcome: Outcome) -> bool:
         """Enter how a search ended; whether it proved its part."""
         verdict = self.verdict
-        verdict.domains += outcome.domains
-        self._say(f"{outcome.status} after {outcome.domains} domains, smallest open margin {outcome.worst:.4g}")
+        self._say(f"{outcome.status} after {verdict.domains} domains, smallest open margin {outcome.worst:.4g}")
         if outcome.status == "proved":
             verdict.status = "unsat"
             return True
@@ -302,12 +287,30 @@ class _Run:
                 at_once = 256 if at_once is None else max(1, at_once // 4)
                 self._say(f"out of memory: again with {at_once} domains at once")
 
-    def _inputs(self, network: Prepared, queries: Queries, margin: Margin, deadline: float) -> Outcome:
-        return self._backing_off(
-            lambda at_once: split_inputs(
-                network, queries, margin, deadline=deadline, at_once=at_once, confirm=self._confirmed
-            )
-        )
+    def _boxes(self, posed: Posed) -> None:
+        """Prove all cases by cutting boxes; what rounding leaves open in float64."""
+        outcome = self._inputs(posed, None, min(self.deadline, time.monotonic() + self.timeout / 10))
+        if outcome.status == "timeout":
+            if self._attacked(min(self.config.attack[1], self.timeout / 10)):
+                return
+            outcome = self._inputs(posed, outcome.rest, self.deadline)
+        if outcome.status == "stuck" and outcome.rest is not None and self.config.dtype is None:
+            self._say(f"{len(outcome.rest)} boxes are too small for float32: again in float64")
+            finer = self._posed(torch.float64)
+            outcome = self._inputs(finer, outcome.rest.within(finer.queries), self.deadline)
+        self._conclude(outcome)
+        self._mark("input splitting")
+
+    def _inputs(self, posed: Posed, begin: OpenBoxes | None, deadline: float) -> Outcome:
+        def search(at_once: int | None) -> Outcome:
+            return split_inputs(
+                posed.network, posed.queries, posed.margin, deadline=deadline, begin=begin, at_once=at_once,
+                confirm=self._confirmed,
+            )  # fmt: skip
+
+        outcome = self._backing_off(search)
+        self.verdict.domains += outcome.domains
+        return outcome
 
     def _confirmed(self, point: Tensor) -> bool:
         """Whether a point that bounds led to is a counterexample of the network as given."""
@@ -344,6 +347,7 @@ class _Run:
                 lambda at_once, one=one, only=only: self._neurons(network, queries[only], one, margin, at_once)
             )
             self._mark("neuron splitting")
+            self.verdict.domains += outcome.domains
             if not self._conclude(outcome):
                 return False
         return True

@@ -1,27 +1,40 @@
 """Branch and bound on the inputs: where few of them vary, boxes are cut until each is proved.
 
-Every box is bounded anew, so the relaxations tighten as it shrinks; and a linear bound that is positive on a part of a
-box shows that part safe, so the box is clipped before it is cut.
+All nodes are bounded anew for a box, and the lines behind rows of the output optimised where they do not suffice. The
+linear bounds of inner nodes hold on every part of a box: for some levels of cuts they are all that a part needs, at
+the cost of a single pass from the output, so that several cuts of a box are tried and the best is kept. A linear bound
+that is positive on a part of a box shows that part safe, so the box is clipped before it is cut.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from corollary.graph import evaluate
+from corollary.graph import Node, evaluate
+from corollary.verify.known import Known
 from corollary.verify.limit import OutOfTime
-from corollary.verify.linear_bounds import lower_bounds
+from corollary.verify.linear_bounds import Free, lower_bounds
+from corollary.verify.mixtures import mixed_margins
+from corollary.verify.planes import Planes
 from corollary.verify.prepared import Prepared
-from corollary.verify.queries import Queries
+from corollary.verify.queries import OpenBoxes, Queries
 from corollary.verify.search import Margin, Outcome
-from corollary.verify.sets import Box, Region
+from corollary.verify.sets import Box
+from corollary.verify.slopes import Ascent, raised
 from corollary.verify.sweep import sweep
 
-COEFFICIENTS = 2**25
-"""Boxes are bounded so many at once that the widest rows take about so many coefficients."""
+COEFFICIENTS, MOST, AGAIN = 2**23, 1024, 2048
+"""Boxes are bounded anew so many at once that the widest rows take about so many coefficients, at most `MOST`; their
+parts `AGAIN` at once."""
+LEVELS = 2
+"""A box is cut so often before inner nodes are bounded anew."""
+CUTS = 5
+"""Inputs at which a cut is tried: those that move the open rows' bounds most."""
+ASCENT = Ascent(iterations=5, learning_rate=0.25)
+"""How the lines behind rows of the output are optimised."""
 
 
 def split_inputs(
@@ -30,6 +43,7 @@ def split_inputs(
     margin: Margin,
     *,
     deadline: float,
+    begin: OpenBoxes | None = None,
     at_once: int | None = None,
     confirm: Callable[[Tensor], bool] | None = None,
 ) -> Outcome:
@@ -38,152 +52,289 @@ def split_inputs(
     Args:
         margin: what a bound must exceed to count as proof.
         deadline: by `time.monotonic`.
+        begin: the parts of the regions that an earlier search left open; the regions themselves where None.
         at_once: boxes bounded together; by the size of the network where None.
         confirm: whether a point (1, *input) that is unsafe by the graph's arithmetic counts; others are passed over.
+    Returns: the outcome, with the boxes left open. It is "stuck" where only boxes are left that cannot be cut, or that
+        are proved but for the allowance for rounding: a finer dtype may decide these.
     """
-    assert isinstance(queries.region, Box)
-    at_once = at_once or _boxes_at_once(network, queries)
-    stack = [queries]
-    waiting, domains, worst, stuck = len(queries), 0, -torch.inf, False
-    while stack:
-        if time.monotonic() > deadline:
-            return Outcome("timeout", None, domains, worst)
-        batch, rest = _take(stack, at_once)
-        waiting -= len(batch)
-        if rest is not None:
-            stack.append(rest)
-        domains += len(batch)
-        try:
-            batch, slopes, lower = _bound(network, batch, margin)
-        except OutOfTime:
-            return Outcome("timeout", None, domains, worst)
-        if not len(batch):
-            continue
-        worst = float(batch.margins(lower).min())
-        batch, slopes, lower, point = _clipped(network, batch, slopes, lower)
-        if point is not None and (confirm is None or confirm(point)):
-            return Outcome("found", point, domains, worst)
-        able = _has_middle(batch.region)
-        stuck = stuck or not bool(able.all())
-        batch, slopes, lower = batch[able], slopes[able], lower[able]
-        if not len(batch):
-            continue
-        cuts = 1
-        while waiting + len(batch) * 2 ** (cuts + 1) <= at_once and cuts < 6:
-            cuts += 1
-        for _ in range(cuts):
-            batch, slopes, lower = _halves(batch, slopes, lower)
-        stack.append(batch)
-        waiting += len(batch)
-    return Outcome("stuck" if stuck else "proved", None, domains, worst)
+    return _Search(network, queries, margin, deadline, at_once or _boxes_at_once(network, queries), confirm).run(begin)
 
 
-def _has_middle(region: Region) -> Tensor:
-    """Whether a box can be cut: some input has a number between its ends."""
-    assert isinstance(region, Box)
-    middle = region.center
-    return ((region.lower < middle) & (middle < region.upper)).flatten(1).any(1)
+@dataclass(frozen=True, eq=False)
+class _Boxes:
+    """Boxes in the search, and what is known of them.
+
+    Args:
+        queries: of each box; case: which region it is part of, (n,).
+        origin: the box of the last full bounds that it is part of, (n,).
+        slopes: of its rows' bounds at the input, (n, rows, inputs); lower: the bounds, (n, rows).
+        margins: of the disjuncts, (n, disjuncts); allowance: what rounding took off them.
+    """
+
+    queries: Queries
+    case: Tensor
+    origin: Tensor
+    slopes: Tensor
+    lower: Tensor
+    margins: Tensor
+    allowance: Tensor
+
+    def __len__(self) -> int:
+        return len(self.case)
+
+    def __getitem__(self, i: Tensor) -> "_Boxes":
+        return _Boxes(
+            self.queries[i], self.case[i], self.origin[i], self.slopes[i], self.lower[i], self.margins[i],
+            self.allowance[i],
+        )  # fmt: skip
+
+    @property
+    def box(self) -> Box:
+        assert isinstance(self.queries.region, Box)
+        return self.queries.region
+
+    def left(self) -> OpenBoxes:
+        return OpenBoxes(self.box, self.queries.open, self.case)
+
+
+@dataclass(frozen=True, eq=False)
+class _Base:
+    """What the full bounds of some boxes give to their parts: bounds of inner nodes, and lines to begin with."""
+
+    planes: dict[Node, Planes]
+    free: Free
+
+
+class _Search:
+    def __init__(
+        self,
+        network: Prepared,
+        queries: Queries,
+        margin: Margin,
+        deadline: float,
+        at_once: int,
+        confirm: Callable[[Tensor], bool] | None,
+    ):
+        self.network, self.queries, self.margin, self.deadline = network, queries, margin, deadline
+        self.at_once, self.confirm = at_once, confirm
+        self.output = network.graph.outputs[0]
+        self.stack: list[OpenBoxes] = []
+        self.stuck: list[OpenBoxes] = []
+        self.domains, self.worst = 0, -torch.inf
+        self.found: Tensor | None = None
+
+    def run(self, begin: OpenBoxes | None) -> Outcome:
+        assert isinstance(self.queries.region, Box)
+        every = torch.arange(len(self.queries), device=self.network.device)
+        self.stack.append(begin or OpenBoxes(self.queries.region, self.queries.open, every))
+        while self.stack:
+            taken = self._take()
+            try:
+                if time.monotonic() > self.deadline:
+                    raise OutOfTime
+                self._advance(taken)
+            except OutOfTime:
+                return self._ended("timeout", [taken, *self.stack, *self.stuck])
+            if self.found is not None:
+                return self._ended("found", [])
+        return self._ended("stuck", self.stuck) if self.stuck else self._ended("proved", [])
+
+    def _ended(self, status: str, left: list[OpenBoxes]) -> Outcome:
+        rest = OpenBoxes.joined(left) if left else None
+        return Outcome(status, self.found, self.domains, self.worst, rest)  # type: ignore[arg-type]  # one of four
+
+    def _take(self) -> OpenBoxes:
+        """The last boxes entered, up to so many."""
+        taken, count = [], 0
+        while self.stack and count < self.at_once:
+            block = self.stack.pop()
+            if count + len(block) > self.at_once:
+                cut = len(block) - (self.at_once - count)
+                self.stack.append(block[torch.arange(cut)])
+                block = block[torch.arange(cut, len(block))]
+            taken.append(block)
+            count += len(block)
+        return OpenBoxes.joined(taken)
+
+    def _advance(self, taken: OpenBoxes) -> None:
+        """Bound boxes and, level by level, their parts; what is left then is entered."""
+        boxes, base = self._bounded(taken)
+        boxes = self._narrowed(boxes)
+        for _ in range(LEVELS):
+            if not len(boxes) or self.found is not None:
+                return
+            boxes = self._narrowed(self._cut(boxes, base))
+        if len(boxes):
+            self.stack.append(boxes.left())
+
+    # ------------------------------------------------------------------------------------------------- bounding
+
+    def _asked(self, boxes: OpenBoxes) -> Queries:
+        return replace(self.queries[boxes.case], region=boxes.box, open=boxes.open)
+
+    def _rows_bounded(
+        self, queries: Queries, case: Tensor, origin: Tensor, known: Known, free: Free | None = None
+    ) -> _Boxes:
+        """Boxes with the bounds of their rows where those of inner nodes are known."""
+        bound = lower_bounds(self.network, self.output, queries.on(self.output), [queries.region], known, free=free)
+        lower = self.margin.below(bound, queries.offsets)
+        (slopes,) = bound.slopes.values()
+        slopes = slopes.expand(len(queries), *slopes.shape[1:])
+        allowance = self.margin.allowance(bound, queries.offsets).amax(1, keepdim=True)
+        margins = mixed_margins(queries, slopes, lower)
+        return _Boxes(queries, case, origin, slopes, lower, margins, allowance.expand_as(margins))
+
+    def _bounded(self, taken: OpenBoxes) -> tuple[_Boxes, _Base]:
+        """Boxes with all nodes bounded anew and the lines behind open rows optimised; what is proved is left out."""
+        planes: dict[Node, Planes] = {}
+        queries, n = self._asked(taken), len(taken)
+        found = sweep(self.network, [queries.region], collect=planes)
+        origin = torch.arange(n, device=self.network.device)
+        boxes = self._rows_bounded(queries, taken.case, origin, found.known)
+        self.domains += n
+        left = (boxes.queries.open & ~(boxes.margins > 0)).any(1).nonzero()[:, 0]
+        boxes, known = replace(boxes[left], origin=origin[: len(left)]), found.known.at(left)
+        planes = {node: plane.at(left) for node, plane in planes.items()}
+        if not len(left):
+            return boxes, _Base(planes, {})
+        rows = boxes.queries.on(self.output)
+        goal = boxes.queries.offsets + 2 * boxes.allowance.amax(1, keepdim=True)
+        _, free = raised(self.network, self.output, rows, [boxes.box], known, ASCENT, goal)
+        again = self._rows_bounded(boxes.queries, boxes.case, boxes.origin, known, free)
+        return _better(boxes, again), _Base(planes, free)
+
+    def _parts_bounded(self, boxes: Queries, case: Tensor, origin: Tensor, base: _Base) -> _Boxes:
+        """Parts of boxes, bounded by what is known of these."""
+        found = []
+        for i in torch.arange(len(case), device=case.device).split(AGAIN):
+            whole = origin[i]
+            planes = {node: plane.at(whole) for node, plane in base.planes.items()}
+            known = sweep(self.network, [boxes.region[i]], linear=False, planes=planes).known
+            free = {node: tuple(_at(part, whole) for part in pair) for node, pair in base.free.items()}
+            found.append(self._rows_bounded(boxes[i], case[i], whole, known, free))  # type: ignore[arg-type]  # pairs
+        return found[0] if len(found) == 1 else _side_by_side(found)
+
+    # --------------------------------------------------------------------------------------------- narrowing, cutting
+
+    def _narrowed(self, boxes: _Boxes) -> _Boxes:
+        """The boxes with something left open, clipped, that can be cut; others are stuck. Unsafe points are found."""
+        open_ = boxes.queries.open & ~(boxes.margins > 0)
+        left = open_.any(1).nonzero()[:, 0]
+        boxes = replace(boxes, queries=replace(boxes.queries, open=open_))[left]
+        if not len(boxes):
+            return boxes
+        self.worst = float(torch.where(boxes.queries.open, boxes.margins, torch.inf).min())
+        boxes, corner = _clipped(boxes)
+        point = self._unsafe(boxes, corner) if len(boxes) else None
+        if point is not None and (self.confirm is None or self.confirm(point)):
+            self.found = point
+        by_rounding = torch.where(boxes.queries.open, boxes.margins + boxes.allowance, torch.inf).amin(1) > 0
+        able = _middles(boxes.box)[1].any(1) & ~by_rounding
+        if not bool(able.all()):
+            self.stuck.append(boxes[~able].left())
+        return boxes[able]
+
+    def _unsafe(self, boxes: _Boxes, corner: Tensor) -> Tensor | None:
+        """An unsafe point among the middles of the boxes and the corners where the worst row's bound is least."""
+        row = _worst_row(boxes)
+        chosen = corner[torch.arange(len(boxes)), row].reshape(boxes.box.lower.shape)
+        points = torch.stack([boxes.box.center, chosen])
+        outputs = evaluate(self.network.graph, points.flatten(0, 1)).reshape(2, len(boxes), -1)
+        hits = boxes.queries.violated(outputs).nonzero()
+        return points[hits[0, 0], hits[0, 1]][None] if len(hits) else None
+
+    def _cut(self, boxes: _Boxes, base: _Base) -> _Boxes:
+        """Each box in two halves: of the cuts tried, the one that leaves least to prove."""
+        n, shape = len(boxes), boxes.box.lower.shape[1:]
+        middle, able = _middles(boxes.box)
+        low, high = boxes.box.lower.flatten(1), boxes.box.upper.flatten(1)
+        gain = boxes.slopes[torch.arange(n), _worst_row(boxes)].abs() * (high - low)
+        gain = gain + 1e-3 * gain.amax(1, keepdim=True) * (high - low) / (high - low).amax(1, keepdim=True)
+        tried = min(CUTS, low.shape[1])
+        axis = torch.where(able, gain, -torch.inf).topk(tried, dim=1).indices
+        valid, at = able.gather(1, axis), middle.gather(1, axis).reshape(-1, 1)
+        box = torch.arange(n, device=axis.device).repeat_interleave(tried)
+        entry = axis.reshape(-1, 1)
+        left = torch.cat([low[box], low[box].scatter(1, entry, at)])
+        right = torch.cat([high[box].scatter(1, entry, at), high[box]])
+        box = torch.cat([box, box])
+        halves = replace(boxes.queries[box], region=Box(left.reshape(-1, *shape), right.reshape(-1, *shape)))
+        parts = self._parts_bounded(halves, boxes.case[box], boxes.origin[box], base)
+        self.domains += 2 * n
+        missing = torch.where(parts.queries.open, parts.margins, torch.inf).amin(1).clamp(max=0)
+        score = torch.where(valid, missing.reshape(2, n, tried).sum(0), -torch.inf)
+        # where no cut gains more than another, the first does
+        best = torch.arange(n, device=axis.device) * tried + torch.where(valid, score, -torch.inf).argmax(1)
+        return parts[torch.cat([best, best + n * tried])]
 
 
 def _boxes_at_once(network: Prepared, queries: Queries) -> int:
     widest = max(node_size for node_size in network.sizes.values())
     rows = 2 * max((network.sizes[node] for node in network.bounded), default=queries.rows.shape[1])
-    return max(4, min(4096, COEFFICIENTS // (widest * max(rows // 4, 1))))
+    return max(4, min(MOST, COEFFICIENTS // (widest * max(rows // 4, 1))))
 
 
-def _take(stack: list[Queries], most: int) -> tuple[Queries, Queries | None]:
-    """The last boxes entered, up to so many, and what is left of the block they were cut from."""
-    taken, count = [], 0
-    rest = None
-    while stack and count < most:
-        block = stack.pop()
-        if count + len(block) > most:
-            cut = len(block) - (most - count)
-            rest, block = block[slice(None, cut)], block[slice(cut, None)]
-        taken.append(block)
-        count += len(block)
-    return joined(taken), rest
+def _at(part: Tensor | None, boxes: Tensor) -> Tensor | None:
+    return None if part is None else part[boxes]
 
 
-def joined(parts: list[Queries]) -> Queries:
-    """The queries of several parts, one after the other."""
-    if len(parts) == 1:
-        return parts[0]
-    boxes = [part.region for part in parts if isinstance(part.region, Box)]
-    box = Box(torch.cat([b.lower for b in boxes]), torch.cat([b.upper for b in boxes]))
-    fields = ("rows", "offsets", "disjunct", "open")
-    return Queries(box, *(torch.cat([getattr(part, name) for part in parts]) for name in fields))
+def _side_by_side(parts: list[_Boxes]) -> _Boxes:
+    queries = parts[0].queries
+    lower, upper = (torch.cat([end(part.box) for part in parts]) for end in (lambda b: b.lower, lambda b: b.upper))
+    queries = Queries(
+        Box(lower, upper),
+        *(torch.cat([getattr(p.queries, name) for p in parts]) for name in ("rows", "offsets", "disjunct", "open")),
+    )
+    fields = ("case", "origin", "slopes", "lower", "margins", "allowance")
+    return _Boxes(queries, *(torch.cat([getattr(part, name) for part in parts]) for name in fields))
 
 
-def _bound(network: Prepared, batch: Queries, margin: Margin) -> tuple[Queries, Tensor, Tensor]:
-    """The boxes with something left open; slopes of their rows at the input, and the lower bounds of the rows."""
-    found = sweep(network, [batch.region])
-    output = network.graph.outputs[0]
-    bound = lower_bounds(network, output, batch.on(output), [batch.region], found.known)
-    lower = margin.below(bound, batch.offsets)
-    margins = batch.margins(lower)
-    (slopes,) = bound.slopes.values()
-    slopes = slopes.expand(len(batch), *slopes.shape[1:])
-    if batch.rows.shape[1] > batch.open.shape[1]:
-        margins = torch.maximum(margins, _mixed(batch, slopes, lower))
-    still = batch.open & ~(margins > 0)
-    left = still.any(1)
-    batch = replace(batch, open=still)
-    return batch[left], slopes[left], lower[left]
+def _better(a: _Boxes, b: _Boxes) -> _Boxes:
+    """The same boxes with the better bound of each row and disjunct."""
+    higher = b.lower > a.lower
+    return replace(
+        a,
+        slopes=torch.where(higher[..., None], b.slopes, a.slopes),
+        lower=torch.where(higher, b.lower, a.lower),
+        margins=torch.maximum(a.margins, b.margins),
+    )
 
 
-def _mixed(batch: Queries, slopes: Tensor, lower: Tensor) -> Tensor:
-    """Margins of the disjuncts from means of two of their rows, (boxes, disjuncts).
-
-    All rows of a disjunct are at most zero at an unsafe input, so every mean of them is; the best row of each disjunct
-    is mixed with each of the others, in nine shares.
-    """
-    box = batch.region
-    assert isinstance(box, Box)
-    disjuncts = batch.open.shape[1]
-    best = lower.new_full((len(batch), disjuncts), -torch.inf)
-    best = best.scatter_reduce(1, batch.disjunct, lower, "amax")
-    rows = torch.arange(lower.shape[1], device=lower.device).expand_as(lower)
-    is_best = lower >= best.gather(1, batch.disjunct)
-    leader = torch.zeros_like(best, dtype=torch.long)
-    leader = leader.scatter_reduce(1, batch.disjunct, torch.where(is_best, rows, 0), "amax").gather(1, batch.disjunct)
-    first, last = box.lower.flatten(1)[:, None, None], box.upper.flatten(1)[:, None, None]
-    # s . x + d, from its least value on the box
-    corner = torch.where(slopes > 0, first[:, :, 0], last[:, :, 0])
-    constant = lower - (slopes * corner).sum(2)
-    share = torch.linspace(0.1, 0.9, 9, dtype=lower.dtype, device=lower.device)[:, None]
-    other = slopes.gather(1, leader[..., None].expand_as(slopes))
-    mixed = share * slopes[:, :, None] + (1 - share) * other[:, :, None]
-    least = torch.minimum(mixed * first, mixed * last).sum(3)
-    least = least + share[:, 0] * constant[..., None] + (1 - share[:, 0]) * constant.gather(1, leader)[..., None]
-    found = lower.new_full((len(batch), disjuncts), -torch.inf)
-    return found.scatter_reduce(1, batch.disjunct, least.amax(2), "amax")
+def _worst_row(boxes: _Boxes) -> Tensor:
+    """Of the disjunct that is farthest from proof, the row that is nearest to it, (n,)."""
+    disjunct = torch.where(boxes.queries.open, boxes.margins, torch.inf).argmin(1, keepdim=True)
+    return torch.where(boxes.queries.disjunct == disjunct, boxes.lower, -torch.inf).argmax(1)
 
 
-def _clipped(
-    network: Prepared, batch: Queries, slopes: Tensor, lower: Tensor
-) -> tuple[Queries, Tensor, Tensor, Tensor | None]:
-    """The boxes without the parts that the linear bounds show safe; or a point that is unsafe, if one was met.
+def _middles(box: Box) -> tuple[Tensor, Tensor]:
+    """The middles of boxes, (n, inputs), and which inputs have a number between their ends."""
+    low, high = box.lower.flatten(1), box.upper.flatten(1)
+    middle = low + (high - low) / 2
+    return middle, (low < middle) & (middle < high)
+
+
+def _clipped(boxes: _Boxes) -> tuple[_Boxes, Tensor]:
+    """The boxes without the parts that linear bounds show safe, and the corners (n, rows, inputs) of least bounds.
 
     Where a row's bound is s . x + d, an unsafe x has s . x + d <= 0, so each coordinate moves from the corner of the
     least bound by at most -lower / |s|. A disjunct needs all its rows; a box is kept for any of its open disjuncts.
     """
-    box = batch.region
-    assert isinstance(box, Box)
+    box, queries, slopes, lower = boxes.box, boxes.queries, boxes.slopes, boxes.lower
     low, high = box.lower.flatten(1)[:, None], box.upper.flatten(1)[:, None]
     reach = (-lower).clamp(min=0)[..., None] / slopes.abs().clamp(min=1e-30)
-    reach = reach * (1 + 1e-6) + 1e-9 * (high - low)
+    # 4e-7 of the numbers themselves: what rounding may move an end by
+    slack = 1e-9 * (high - low) + 4 * torch.finfo(lower.dtype).eps * torch.maximum(low.abs(), high.abs())
+    reach = reach * (1 + 1e-6) + slack
     top = torch.where(slopes > 0, torch.minimum(high, low + reach), high)
     bottom = torch.where(slopes < 0, torch.maximum(low, high - reach), low)
     corner = torch.where(slopes > 0, low, high)
-    point = _unsafe(network, batch, corner, lower)
     # All rows of a disjunct hold at once: the intersection; disjuncts are alternatives: the hull.
-    disjuncts = batch.open.shape[1]
-    place = batch.disjunct[..., None].expand_as(top)
-    shape = (len(batch), disjuncts, top.shape[2])
+    place = queries.disjunct[..., None].expand_as(top)
+    shape = (*queries.open.shape, top.shape[2])
     tops = top.new_full(shape, torch.inf).scatter_reduce(1, place, top, "amin")
     bottoms = top.new_full(shape, -torch.inf).scatter_reduce(1, place, bottom, "amax")
-    closed = ~batch.open[..., None] | (bottoms > tops).any(2, keepdim=True)
+    closed = ~queries.open[..., None] | (bottoms > tops).any(2, keepdim=True)
     new_high = torch.where(closed, -torch.inf, tops).amax(1)
     new_low = torch.where(closed, torch.inf, bottoms).amin(1)
     kept = (~closed).any(1)[:, 0]
@@ -191,41 +342,5 @@ def _clipped(
         torch.where(kept[:, None], new_low, low[:, 0]).reshape(box.lower.shape),
         torch.where(kept[:, None], new_high, high[:, 0]).reshape(box.lower.shape),
     )
-    clipped = replace(batch, region=new_box, open=batch.open & ~closed[..., 0])
-    return clipped[kept], slopes[kept], lower[kept], point
-
-
-def _unsafe(network: Prepared, batch: Queries, corner: Tensor, lower: Tensor) -> Tensor | None:
-    """An unsafe point among the middles of the boxes and the corners where the worst row's bound is least."""
-    box = batch.region
-    assert isinstance(box, Box)
-    row = torch.where(batch.open.gather(1, batch.disjunct), lower, torch.inf).argmin(1)
-    chosen = corner[torch.arange(len(batch)), row].reshape(box.lower.shape)
-    points = torch.stack([box.center, chosen])
-    with torch.no_grad():
-        outputs = evaluate(network.graph, points.flatten(0, 1)).reshape(2, len(batch), -1)
-    hits = batch.violated(outputs).nonzero()
-    return points[hits[0, 0], hits[0, 1]][None] if len(hits) else None
-
-
-def _halves(batch: Queries, slopes: Tensor, lower: Tensor) -> tuple[Queries, Tensor, Tensor]:
-    """Each box cut in the middle of the input that moves the open rows' bounds most."""
-    box = batch.region
-    assert isinstance(box, Box)
-    width = (box.upper - box.lower).flatten(1)
-    # the disjunct that is farthest from proof, by the row that is nearest to it
-    nearest = torch.where(batch.open, batch.margins(lower), torch.inf).argmin(1, keepdim=True)
-    row = torch.where(batch.disjunct == nearest, lower, -torch.inf).argmax(1)
-    gain = slopes[torch.arange(len(batch)), row].abs() * width
-    gain = gain + 1e-3 * gain.amax(1, keepdim=True) * width / width.amax(1, keepdim=True).clamp(min=1e-30)
-    gain = torch.where(gain.amax(1, keepdim=True) > 0, gain, width)
-    axis = torch.where(width > 0, gain, -torch.inf).argmax(1, keepdim=True)
-    low, high = box.lower.flatten(1), box.upper.flatten(1)
-    middle = (low + (high - low) / 2).gather(1, axis)
-    left, right = high.scatter(1, axis, middle), low.scatter(1, axis, middle)
-    shape = (2 * len(batch), *box.lower.shape[1:])
-    halves = Box(torch.cat([low, right]).reshape(shape), torch.cat([left, high]).reshape(shape))
-    twice = Queries(
-        halves, *(torch.cat([part, part]) for part in (batch.rows, batch.offsets, batch.disjunct, batch.open))
-    )
-    return twice, torch.cat([slopes, slopes]), torch.cat([lower, lower])
+    clipped = replace(queries, region=new_box, open=queries.open & ~closed[..., 0])
+    return replace(boxes, queries=clipped)[kept], corner[kept]

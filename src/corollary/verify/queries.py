@@ -91,6 +91,41 @@ class Queries:
         return ((worst <= 0) & self.open).any(2)
 
 
+@dataclass(frozen=True, eq=False)
+class OpenBoxes:
+    """Parts of the regions of queries that are not proved.
+
+    Args:
+        box: of `n` samples; open: disjuncts not yet proved impossible, (n, disjuncts); case: whose part each is, (n,).
+    """
+
+    box: Box
+    open: Tensor
+    case: Tensor
+
+    def __len__(self) -> int:
+        return len(self.case)
+
+    def __getitem__(self, boxes: Tensor) -> "OpenBoxes":
+        return OpenBoxes(self.box[boxes], self.open[boxes], self.case[boxes])
+
+    @classmethod
+    def joined(cls, parts: "list[OpenBoxes]") -> "OpenBoxes":
+        """Those of several parts, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        box = Box(torch.cat([part.box.lower for part in parts]), torch.cat([part.box.upper for part in parts]))
+        return cls(box, torch.cat([part.open for part in parts]), torch.cat([part.case for part in parts]))
+
+    def within(self, queries: Queries) -> "OpenBoxes":
+        """The same in the dtype of queries that hold the same regions, cut to these."""
+        whole = queries[self.case].region
+        assert isinstance(whole, Box)
+        box = self.box.to(whole.lower.dtype)
+        lower = torch.minimum(torch.maximum(box.lower, whole.lower), whole.upper)
+        return OpenBoxes(Box(lower, torch.maximum(torch.minimum(box.upper, whole.upper), lower)), self.open, self.case)
+
+
 def _side_by_side(regions: list[Region]) -> Region:
     """Regions of one sample each as one region."""
     boxes = [region for region in regions if isinstance(region, Box)]

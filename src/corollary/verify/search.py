@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from corollary.verify.linear_bounds import Bounded
+from corollary.verify.queries import OpenBoxes
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,11 @@ class Outcome:
         point: (1, *input) where found.
         domains: how many were bounded.
         worst: the smallest margin of the last domains left open.
+        rest: the boxes left open by a search that cuts boxes.
     """
 
     status: Literal["proved", "found", "timeout", "stuck"]
     point: Tensor | None
     domains: int
     worst: float
+    rest: OpenBoxes | None = None

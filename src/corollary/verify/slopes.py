@@ -91,12 +91,12 @@ def optimised(
         goal: stop once every bound is above it; a number, or one for each row. Bounds above it are not raised further.
     """
     how = ascent or Ascent()
-    least, first = _risen(network, start, rows, regions, found.known, how, goal)
+    least, first = raised(network, start, rows, regions, found.known, how, goal)
     if not found.positions or bool((least > goal).all()):
         return Optimised(least, found.known, first)
-    relevant = relevant_entries(network, start, rows, found.known)
+    relevant = relevant_entries(network, start, rows, found.known) if isinstance(rows, Rows) else None
     known = sharper(network, regions, found, how.half(), relevant)
-    lower, free = _risen(network, start, rows, regions, known, how, goal, first)
+    lower, free = raised(network, start, rows, regions, known, how, goal, first)
     return Optimised(torch.maximum(lower, least), known, free)
 
 
@@ -151,11 +151,11 @@ def _rise_entries(
     """Optimise both bounds of entries of a node, at positive positions, and enter them."""
     if positions.shape[1]:
         both = torch.cat([positions, -positions], dim=1)
-        lower, _ = _risen(network, node, both, regions, known, ascent, inner=True)
+        lower, _ = raised(network, node, both, regions, known, ascent, inner=True)
         known.bounds[node] = entered(node, known.flat(node), both, lower)
 
 
-def _risen(
+def raised(
     network: Prepared,
     start: Node,
     rows: Rows | Tensor,

@@ -14,6 +14,7 @@ from corollary.verify.known import Known, interval_of
 from corollary.verify.layout import unpack
 from corollary.verify.limit import check_time
 from corollary.verify.linear_bounds import Splits, lower_bounds
+from corollary.verify.planes import Planes
 from corollary.verify.prepared import Prepared
 from corollary.verify.sets import Box, Region
 from corollary.verify.windows import row_width
@@ -40,6 +41,8 @@ def sweep(
     linear: bool = True,
     held: Mapping[Node, Interval] | None = None,
     only: Collection[Node] | None = None,
+    planes: Mapping[Node, Planes] | None = None,
+    collect: dict[Node, Planes] | None = None,
 ) -> Sweep:
     """Bounds of all nodes in `network.bounded` over the regions.
 
@@ -47,6 +50,8 @@ def sweep(
         linear: sharpen intervals by a backward pass from each node, where an interval leaves anything open.
         held: bounds that hold, to intersect with.
         only: nodes to sharpen; all where None.
+        planes: linear bounds that hold, of networks with one input.
+        collect: where given, the linear bounds found are entered here.
     """
     check(network, regions)
     batch = len(regions[0])
@@ -73,12 +78,15 @@ def sweep(
             value = met(value, held[node])
         if node in network.bounded:
             known.bounds[node] = value
+            if planes is not None and node in planes:
+                least = planes[node].least(regions[0])
+                known.bounds[node] = value = entered(node, known.flat(node), planes[node].positions, least)
             settled = (boxes and node in network.exact) or _is_image(node, positions)
             if linear and (only is None or node in only) and not settled:
                 needed = open_entries(network, node, known)
                 if bool(needed.any()):
                     positions[node] = signed_positions(needed)
-                    known.bounds[node] = value = sharpened(network, node, needed, regions, known)
+                    known.bounds[node] = value = sharpened(network, node, needed, regions, known, collect=collect)
         values[node] = value
         for source in graph.last_read[node]:
             values.pop(source, None)
@@ -124,6 +132,7 @@ def sharpened(
     regions: Sequence[Region],
     known: Known,
     splits: Mapping[Node, Splits] | None = None,
+    collect: dict[Node, Planes] | None = None,
 ) -> Interval:
     """The bounds of a node met with those of backward passes from the entries needed.
 
@@ -135,6 +144,9 @@ def sharpened(
     order = counts.argsort(descending=True)
     order = order[: int((counts > 0).sum())]
     start = 0
+    if collect is not None:
+        inputs = network.sizes[network.graph.inputs[0]]
+        collect[node] = Planes.none(signed_positions(needed), inputs, network.dtype)
     while start < len(order):
         rows = 2 * int(counts[order[start]])
         samples = order[start : start + max(1, COEFFICIENTS // (rows * widest))]
@@ -147,10 +159,13 @@ def sharpened(
         some = regions if whole else [region[samples] for region in regions]
         chosen = None if splits is None else {key: split.at(samples) for key, split in splits.items()}
         found = [
-            lower_bounds(network, node, piece, some, part, splits=chosen).lower
+            lower_bounds(network, node, piece, some, part, splits=chosen)
             for piece in positions.split(max(1, COEFFICIENTS // (len(samples) * widest)), dim=1)
         ]
-        ends = entered(node, part.flat(node), positions, torch.cat(found, dim=1))
+        if collect is not None:
+            collect[node].put(samples, rows // 2, network.graph.inputs[0], found)
+        lower_ends = torch.cat([bound.lower for bound in found], dim=1)
+        ends = entered(node, part.flat(node), positions, lower_ends)
         low, high = (unpack(node, end, len(samples), 1).flatten(1) for end in (ends.lower, ends.upper))
         lower[samples], upper[samples] = low, high
     return interval_of(node, lower, upper)
