@@ -15,10 +15,11 @@ from cases import mlp
 from corollary.base.errors import BadInput
 from corollary.graph import Network, capture
 from corollary.verify.branch_and_bound import Branching
-from corollary.verify.certify import CertifyConfig, certify
+from corollary.verify.certify import certify
 from corollary.verify.falsify import falsify
 from corollary.verify.sets import Ball, Box
 from corollary.verify.specification import Case, Halfspaces, Specification
+from corollary.verify.verdict import CertifyConfig
 
 certify_module = importlib.import_module("corollary.verify.certify")  # the package's attribute is the function
 DTYPES = [torch.float64, torch.float32]

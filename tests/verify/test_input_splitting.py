@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from cases import mlp
+from corollary.verify.certify import certify
 from corollary.verify.input_splitting import split_inputs
 from corollary.verify.prepared import Prepared, prepare
-from corollary.verify.queries import Queries
+from corollary.verify.queries import OpenBoxes, Queries
 from corollary.verify.search import Margin, Outcome
 from corollary.verify.sets import Box
 from corollary.verify.specification import Case, Halfspaces, Specification
+from corollary.verify.verdict import CertifyConfig
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "silu": nn.SiLU
@@ -240,3 +242,62 @@ def test_the_deadline_is_looked_at_before_every_batch_of_boxes():
     assert outcome.status == "timeout"
     assert outcome.domains <= 6 * 16
     assert next(now) == 7
+
+
+def test_a_search_goes_on_from_the_boxes_left_open():
+    """Stopped at once, again and again, the searches prove together what one does."""
+    net, prepared = network(2, 2, "tanh")
+    region = box((-1.0, 1.5), (-0.5, 1.0))
+    y = outputs_on(net, region)
+    first, second = (float(y[:, i].min()) for i in range(2))
+    cases = [Case(region, (below([1.0, 0.0], first - 1e-3),)), Case(region, (below([0.0, 1.0], second - 1e-3),))]
+    queries = asked(prepared, *cases)
+
+    def stopped(network: Prepared, queries: Queries, begin: OpenBoxes | None) -> Outcome:
+        """One round, of one box."""
+        ticks = itertools.count()
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(time, "monotonic", lambda: next(ticks))
+            return split_inputs(network, queries, margin, deadline=0, begin=begin, at_once=1)
+
+    margin = Margin.for_dtype(prepared.dtype)
+    with torch.no_grad():
+        outcome = stopped(prepared, queries, None)
+        rounds = 1
+        while outcome.status == "timeout":
+            assert outcome.rest is not None
+            assert len(outcome.rest)
+            outcome = stopped(prepared, queries, outcome.rest)
+            rounds += 1
+            assert rounds < 200
+    assert outcome.status == "proved"
+    assert rounds > 2
+
+
+def test_what_rounding_leaves_open_is_handed_on():
+    """Half an allowance above the least value single precision proves nothing near it, and cuts no further."""
+    net, double = network(1, 1, "tanh")
+    region = box((-1.0, 1.5))
+    least = float(outputs_on(net, region).min())
+    single = prepare(double.graph, dtype=torch.float32)
+    offset = least - 2e-6
+    queries = asked(single, Case(region, (below([1.0], offset),)))
+    outcome = search(single, queries)
+    assert outcome.status == "stuck"
+    assert outcome.rest is not None
+    assert outcome.domains < 2000
+    finer = asked(double, Case(region, (below([1.0], offset),)))
+    begin = outcome.rest.within(finer)
+    assert begin.box.lower.dtype == torch.float64
+    assert bool((begin.box.lower >= region.lower).all())
+    assert bool((begin.box.upper <= region.upper).all())
+    assert search(double, finer, begin=begin).status == "proved"
+
+
+def test_float64_follows_where_rounding_decides():
+    net, _ = network(1, 1, "tanh")
+    region = box((-1.0, 1.5))
+    least = float(outputs_on(net, region).min())
+    verdict = certify(net, region, (below([1.0], least - 2e-6),), timeout=60, config=CertifyConfig(attack=(0, 0)))
+    assert verdict.status == "unsat"
+    assert any("again in float64" in line for line in verdict.log)

@@ -6,12 +6,13 @@ from torch import Tensor, nn
 
 from corollary.graph import values
 from corollary.graph.ops import Floor
-from corollary.verify.certify import CertifyConfig, certify
+from corollary.verify.certify import certify
 from corollary.verify.jumps import parts_at_jump
 from corollary.verify.prepared import prepare
 from corollary.verify.sets import Box
 from corollary.verify.specification import Case, Halfspaces, Specification
 from corollary.verify.sweep import sweep
+from corollary.verify.verdict import CertifyConfig
 
 
 class Wave(nn.Module):

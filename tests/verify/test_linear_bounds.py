@@ -9,7 +9,8 @@ from corollary.graph import Graph, Node
 from corollary.graph import ops as O
 from corollary.graph.builder import Builder
 from corollary.verify.branching import Neurons, middle_points
-from corollary.verify.linear_bounds import Splits, greatest, least, lower_bounds
+from corollary.verify.linear_bounds import Splits, lower_bounds
+from corollary.verify.linear_functions import greatest, least
 from corollary.verify.prepared import prepare
 from corollary.verify.sets import Ball, Box
 from corollary.verify.sweep import sweep

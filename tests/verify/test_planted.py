@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from cases import mlp
 from corollary.verify import branch_and_bound
 from corollary.verify.branch_and_bound import Branching
-from corollary.verify.certify import CertifyConfig, Verdict, certify
+from corollary.verify.certify import certify
 from corollary.verify.known import Known
 from corollary.verify.leaves import Constraints
 from corollary.verify.prepared import Prepared
 from corollary.verify.sets import Box, Region
 from corollary.verify.specification import Case, Halfspaces, Specification
+from corollary.verify.verdict import CertifyConfig, Verdict
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
 DEPTH = 5e-3

@@ -18,8 +18,6 @@ from corollary.verify.branching_points import BranchingTable as BranchingTable
 from corollary.verify.branching_points import branching_table as branching_table
 from corollary.verify.certified_training import CertifiedTrainer as CertifiedTrainer
 from corollary.verify.certified_training import WarmUp as WarmUp
-from corollary.verify.certify import CertifyConfig as CertifyConfig
-from corollary.verify.certify import Verdict as Verdict
 from corollary.verify.certify import certify as certify
 from corollary.verify.counterexample import Counterexample as Counterexample
 from corollary.verify.counterexample import replay as replay
@@ -86,4 +84,6 @@ from corollary.verify.tightness import LayerTightness as LayerTightness
 from corollary.verify.tightness import propagation_tightness as propagation_tightness
 from corollary.verify.tightness import tightness_by_layer as tightness_by_layer
 from corollary.verify.tightness import true_tightness as true_tightness
+from corollary.verify.verdict import CertifyConfig as CertifyConfig
+from corollary.verify.verdict import Verdict as Verdict
 from corollary.verify.vnnlib import read_vnnlib as read_vnnlib

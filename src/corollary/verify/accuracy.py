@@ -20,13 +20,14 @@ from corollary.evidence import Figure
 from corollary.graph import Graph, GraphModule, capture
 from corollary.verify.attacks import pgd
 from corollary.verify.bounded_graph import BoundedGraph
-from corollary.verify.certify import CertifyConfig, certify
+from corollary.verify.certify import certify
 from corollary.verify.classifier import Classifier, attackable, logits_of, margin
 from corollary.verify.falsify import falsify
 from corollary.verify.layout import sample_size
 from corollary.verify.search import Margin
 from corollary.verify.sets import Ball, Box, Region
 from corollary.verify.specification import Specification
+from corollary.verify.verdict import CertifyConfig
 
 AccuracyMethod: TypeAlias = Literal["interval", "crown", "alpha-crown", "complete"]
 TOGETHER = 64

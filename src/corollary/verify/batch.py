@@ -20,8 +20,9 @@ from corollary.base.memory import keep_freed_memory
 from corollary.base.progress import track
 from corollary.evidence.store import environment
 from corollary.graph import Network, load_network
-from corollary.verify.certify import CertifyConfig, Verdict, certify
+from corollary.verify.certify import certify
 from corollary.verify.instances import TIMEOUT, Instance, ResultsFile, Row, read_instances
+from corollary.verify.verdict import CertifyConfig, Verdict
 from corollary.verify.vnnlib import read_vnnlib
 from corollary.verify.workers import Ended, run_in_processes
 

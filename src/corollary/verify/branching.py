@@ -16,7 +16,8 @@ from corollary.graph.ops import Elementwise, Floor, MatMul, Max, MaxPool, Multip
 from corollary.verify.branching_points import branching_table
 from corollary.verify.known import Known, interval_of
 from corollary.verify.layout import sample_axis, sample_shape
-from corollary.verify.linear_bounds import Free, dot, lower_bounds, summed_to
+from corollary.verify.linear_bounds import Free, lower_bounds
+from corollary.verify.linear_functions import dot, summed_to
 from corollary.verify.log_odds import LogOdds
 from corollary.verify.prepared import Prepared
 from corollary.verify.relaxations import Lines

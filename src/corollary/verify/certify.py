@@ -1,12 +1,9 @@
 """Prove a property of a network, or find a counterexample, within a time limit."""
 
-import html
-import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +12,6 @@ from corollary.base.errors import BadInput, CannotCapture, NoRule
 from corollary.base.network import Inputs
 from corollary.base.seeds import Seeds
 from corollary.graph import Graph, GraphModule, Network, capture, load_network
-from corollary.verify.branch_and_bound import Branching
 from corollary.verify.counterexample import Counterexample, OnnxProgram, replay
 from corollary.verify.falsify import falsify
 from corollary.verify.input_splitting import split_inputs
@@ -32,76 +28,12 @@ from corollary.verify.sets import Box, Region
 from corollary.verify.slopes import Ascent
 from corollary.verify.specification import Case, Halfspaces, Specification
 from corollary.verify.sweep import Sweep, sweep
+from corollary.verify.verdict import CertifyConfig, Verdict
 
-Status = Literal["unsat", "sat", "unknown", "timeout"]
-Split = Literal["auto", "inputs", "neurons", "none"]
 CASES_AT_ONCE = 64
 """Regions of one specification whose first bounds are found together."""
 JUMPS = 6
 """A region is taken apart at so many jumps of floors, one within the other; what is left is for neuron splitting."""
-
-
-@dataclass(frozen=True)
-class CertifyConfig:
-    """How `certify` works.
-
-    Args:
-        split: what branch and bound splits; "auto": the inputs where at most `few_inputs` of them vary.
-        iterations: optimiser steps for the first bounds.
-        branching: of the search on neurons.
-        dtype: of the bounds; None: float32 (with a wider margin), and float64 where its rounding would decide.
-        attack: seconds for the search for counterexamples before any bound, and again for what the first bounds leave
-            open; each at most a twentieth, then a tenth, of the time limit.
-        seed: of all random draws.
-    """
-
-    split: Split = "auto"
-    few_inputs: int = 20
-    iterations: int = 20
-    branching: Branching = field(default_factory=Branching)
-    dtype: torch.dtype | None = None
-    attack: tuple[float, float] = (1.0, 8.0)
-    seed: int = 0
-
-
-@dataclass(eq=False)
-class Verdict:
-    """What became of a property.
-
-    Args:
-        status: "unsat": proved, no counterexample exists; "sat": one was found, and replayed on the network as given;
-            "timeout"; "unknown": the method could decide nothing, `reason` says why.
-        counterexample: where "sat".
-        worst: the smallest margin that was left open; None where nothing was bounded.
-        domains: regions and domains bounded.
-        seconds: by phase.
-        log: what was done, in words.
-    """
-
-    status: Status
-    counterexample: Counterexample | None = None
-    reason: str = ""
-    worst: float | None = None
-    domains: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-    log: list[str] = field(default_factory=list)
-
-    def as_json(self) -> dict[str, Any]:
-        """What `corollary certify --json` prints of it; the counterexample flat, as the VNN-LIB variables number it."""
-        found = self.counterexample
-        return {
-            "verdict": self.status,
-            "reason": self.reason,
-            "counterexample": found and {"x": found.x.flatten().tolist(), "y": found.y.flatten().tolist()},
-            "smallest_open_margin": None if self.worst is None or not math.isfinite(self.worst) else self.worst,
-            "domains": self.domains,
-            "seconds": {phase: round(spent, 3) for phase, spent in self.seconds.items()},
-            "log": self.log,
-        }
-
-    def _repr_html_(self) -> str:
-        lines = "\n".join([*self.log, self.reason] if self.reason else self.log)
-        return f"<p><b>{self.status}</b>, {self.domains} domains</p><pre>{html.escape(lines)}</pre>"
 
 
 def certify(

@@ -21,7 +21,7 @@ from corollary.verify.intervals import Interval, apply_interval
 from corollary.verify.known import Known, interval_of
 from corollary.verify.layout import pack, sample_axis, sample_shape, unpack
 from corollary.verify.limit import check_time
-from corollary.verify.linear_bounds import least
+from corollary.verify.linear_functions import least
 from corollary.verify.log_odds import LogOdds
 from corollary.verify.prepared import Prepared
 from corollary.verify.relaxations import largest_lines, product_lines

@@ -22,17 +22,18 @@ from corollary.verify.layout import (
     Rows,
     batch_axis,
     pack,
-    sample_axis,
     sample_shape,
     sample_size,
     samples_first,
     unpack,
 )
 from corollary.verify.limit import check_time
+from corollary.verify.linear_functions import below, dot, greatest, least, summed_to
 from corollary.verify.log_odds import LogOdds
 from corollary.verify.prepared import Prepared
 from corollary.verify.relaxations import Lines, largest_lines, product_lines
 from corollary.verify.sets import Box, Region
+from corollary.verify.softmax_rows import recentered, through_odds
 from corollary.verify.transpose import transposed
 from corollary.verify.windows import Windows, first_windows, has_windows, map_size
 
@@ -304,9 +305,12 @@ class _Pass:
         if isinstance(node.op, Max | MaxPool):
             return [self._through_maximum(node, rows)]
         if isinstance(node.op, LogOdds):
-            return [self._through_odds(node, rows)]
+            found, shift = through_odds(node, rows, self.known)
+            self.offset = self.offset + shift
+            return [found]
         if node in self.network.shares:
-            rows = self._recentered(node, rows)
+            rows, shift = recentered(node, rows, self.known)
+            self.offset = self.offset + shift
         return [self._through_lines(node, rows)]
 
     def _through_lines(self, node: Node, rows: Rows) -> Rows:
@@ -315,44 +319,6 @@ class _Pass:
         flat, shift = below(self._flat(node, rows), lines)
         self.offset = self.offset + shift
         return Rows(pack(source, flat.reshape(*flat.shape[:2], *sample_shape(source))), self.batch, rows.count)
-
-    def _recentered(self, node: Node, rows: Rows) -> Rows:
-        """The functions less a multiple of a sum that is one: the multiple with which their lines are tightest.
-
-        Entries whose coefficient is positive then stand on their lower lines, the others on their upper ones; the cost
-        of these at the middle of the box is least at a quantile of the coefficients.
-        """
-        rows = rows.widened(node, self.batch)
-        axis = self.network.shares[node]
-        values = rows.unpacked(node).movedim(axis, -1)
-        below, above = (part.movedim(axis, -1) for part in self.known.looseness(node))
-        order = values.detach().argsort(-1)
-        low, high = (part.expand_as(values).gather(-1, order) for part in (below, above))
-        # Raising the multiple past entry i moves it from its lower to its upper line.
-        balance = high.cumsum(-1) + low.cumsum(-1) - low.sum(-1, keepdim=True)
-        place = (balance < 0).sum(-1, keepdim=True).clamp(max=values.shape[-1] - 1)
-        multiple = values.gather(-1, order.gather(-1, place))
-        self.offset = self.offset + multiple.flatten(2).sum(2)
-        return Rows(pack(node, (values - multiple).movedim(-1, axis)), rows.batch, rows.count)
-
-    def _through_odds(self, node: Node, rows: Rows) -> Rows:
-        assert isinstance(node.op, LogOdds)
-        axis = sample_axis(node, node.op.axis)
-        values = rows.widened(node, self.batch).unpacked(node).movedim(axis, -1)
-        lines = self.known.odds(node)
-        positive, negative = values.clamp(min=0), values.clamp(max=0)
-        flow, shift = values, 0.0
-        for part, weights, offset in (
-            (positive, lines.lower_weights, lines.lower_offset),
-            (negative, lines.upper_weights, lines.upper_offset),
-        ):
-            grouped = part.flatten(2, -2) if part.ndim > 3 else part[:, :, None]
-            matrices = weights.reshape(len(weights), -1, *weights.shape[-2:])
-            flow = flow - torch.einsum("bcgk,bgki->bcgi", grouped, matrices).reshape(part.shape)
-            shift = shift + (part * torch.where(part == 0, 0.0, offset)).flatten(2).sum(2)
-        self.offset = self.offset + shift
-        source = node.inputs[0]
-        return Rows(pack(source, flow.movedim(-1, axis)), self.batch, rows.count)
 
     def _through_product(self, node: Node, rows: Rows) -> list[Rows]:
         a, b = node.inputs
@@ -447,59 +413,3 @@ def _least_in_windows(rows: Windows, region: Region) -> tuple[Tensor, Tensor]:
         return (flat * center).sum(2) - (flat.abs() * radius).sum(2), size
     steepness = torch.linalg.vector_norm(flat, ord=region.dual_norm, dim=2)
     return (flat * rows.taken(region.center).reshape(shape)).sum(2) - region.radii[:, None] * steepness, size
-
-
-def below(rows: Tensor, lines: Lines) -> tuple[Tensor, Tensor]:
-    """The coefficients and constant of a linear function below `rows` of the op's value, where lines bound it.
-
-    Args: `rows`: (batch or 1, count, entries); lines: (batch, count or 1, entries).
-    Returns: (batch, count, entries) and (batch, count).
-    """
-    negative = rows.clamp(max=0)
-    flat = torch.addcmul(rows * lines.lower_slope, negative, lines.upper_slope - lines.lower_slope)
-    shift = rows.new_zeros(())
-    low, high = lines.lower_offset, lines.upper_offset
-    if low is not None:
-        shift = shift + dot(rows - negative, low)
-    if high is not None:
-        shift = shift + dot(negative, high)
-    return flat, shift
-
-
-def dot(rows: Tensor, values: Tensor) -> Tensor:
-    """Sums of rows times values: (a, count, entries) with (b, count or 1, entries) or (b, entries)."""
-    if values.ndim == 3 and values.shape[1] > 1:
-        return (rows * values).sum(2)
-    flat = values.reshape(values.shape[0], values.shape[-1])
-    if rows.shape[0] == 1:
-        return flat @ rows[0].T
-    if flat.shape[0] == 1:
-        return rows @ flat[0]
-    return torch.bmm(rows, flat[..., None])[..., 0]
-
-
-def least(slopes: Tensor, region: Region) -> Tensor:
-    """The least value of linear functions over a region, (batch, count).
-
-    Args: `slopes`: (batch or 1, count, entries).
-    """
-    if isinstance(region, Box):
-        return dot(slopes, region.center.flatten(1)) - dot(slopes.abs(), region.radius.flatten(1))
-    steepness = torch.linalg.vector_norm(slopes, ord=region.dual_norm, dim=2)
-    return dot(slopes, region.center.flatten(1)) - region.radii[:, None] * steepness
-
-
-def greatest(slopes: Tensor, region: Region) -> Tensor:
-    """The largest size of the sums of linear functions over a region, (batch, count); no gradient."""
-    box = region if isinstance(region, Box) else region.box()
-    reach = torch.maximum(box.lower.abs(), box.upper.abs()).flatten(1)
-    return dot(slopes.detach().abs(), reach)
-
-
-def summed_to(value: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """(batch, count, *wide) summed over the axes along which `shape` was broadcast."""
-    extra = value.ndim - 2 - len(shape)
-    if extra:
-        value = value.flatten(2, 1 + extra).sum(2)
-    axes = [i + 2 for i, size in enumerate(shape) if size == 1 and value.shape[i + 2] != 1]
-    return value.sum(axes, keepdim=True) if axes else value

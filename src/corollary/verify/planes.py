@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from corollary.graph import Node
-from corollary.verify.linear_bounds import Bounded, least
+from corollary.verify.linear_bounds import Bounded
+from corollary.verify.linear_functions import least
 from corollary.verify.sets import Region
 
 

@@ -9,7 +9,7 @@ from corollary.graph import Node, backward
 from corollary.graph.ops import MatMul, Max, MaxPool, Multiply
 from corollary.verify.known import Known
 from corollary.verify.layout import Rows, pack, sample_axis, sample_shape
-from corollary.verify.linear_bounds import summed_to
+from corollary.verify.linear_functions import summed_to
 from corollary.verify.log_odds import LogOdds
 from corollary.verify.prepared import Prepared
 from corollary.verify.transpose import transposed
