@@ -96,7 +96,7 @@ def test_contradictions_are_counted_by_suite(ran):
     assert (bad["timeout"], bad["error"], bad["solved"]) == (1, 5, 0)
     lines = result.markdown().splitlines()
     assert lines[0].startswith(
-        "| suite | instances | unsat | sat | unknown | timeout | error | solved | contradictions"
+        "| suite | instances | unsat | sat | unknown | timeout | error | solved | published | contradictions"
     )
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| good", "| bad", "| all"]
     assert "<td>contradictions</td>" not in result._repr_html_()

@@ -97,7 +97,7 @@ class BatchResult:
         return tuple(row for row in self.rows if row.verdict == "error")
 
     def by_suite(self) -> list[dict[str, Any]]:
-        """Counts for each suite; contradictions only where verdicts are published."""
+        """Counts for each suite; `published` counts the instances that are decided there."""
         return [_counted(suite, [row for row in self.rows if row.suite == suite]) for suite in _suites(self.rows)]
 
     def markdown(self) -> str:
@@ -105,7 +105,8 @@ class BatchResult:
         suites = self.by_suite()
         suites += [_counted("all", list(self.rows))] if len(suites) > 1 else []
         if not any(row.published for row in self.rows):
-            suites = [{key: value for key, value in suite.items() if key != "contradictions"} for suite in suites]
+            hidden = ("published", "contradictions")
+            suites = [{key: value for key, value in suite.items() if key not in hidden} for suite in suites]
         lines = (
             [list(suites[0]), ["---"] * len(suites[0]), *(list(suite.values()) for suite in suites)] if suites else []
         )
@@ -260,6 +261,7 @@ def _counted(suite: str, rows: list[Row]) -> dict[str, Any]:
         "instances": len(rows),
         **{verdict: count[verdict] for verdict in VERDICTS},
         "solved": count["unsat"] + count["sat"],
+        "published": sum(row.published in ("unsat", "sat") for row in rows),
         "contradictions": sum(row.agreement == "contradicts" for row in rows),
         "seconds": round(sum(row.seconds for row in rows), 1),
     }

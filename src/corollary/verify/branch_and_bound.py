@@ -69,7 +69,7 @@ class Branching:
     batch: int | None = None
     iterations: int = 6
     slope_rate: float = 0.2
-    multiplier_rate: float = 0.7
+    multiplier_rate: float = 0.2
     decay: float = 0.98
     points: PointRule = table_points
     most: int | None = None

@@ -298,7 +298,7 @@ class _Run:
         parts = parts_at_jump(network, found.known, relevant) if len(cuts) < JUMPS else None
         if parts is not None:
             return self._parts(network, query, parts, margin, at_once, cuts)
-        ascent = Ascent(self.config.iterations, deadline=self.deadline)
+        ascent = Ascent(self.config.iterations, deadline=self.deadline, thrifty=True)
         query, root, margins = rooted(network, query, found, margin, ascent, cuts)
         worst = float(margins.min())
         self._say(f"optimised bounds: {int(query.open.sum())} disjuncts left, smallest margin {worst:.4g}")

@@ -40,13 +40,16 @@ Parameters = dict[Node, tuple[Tensor | None, Tensor | None]]
 class Ascent:
     """How parameters are optimised: steps of Adam, its rate and the rate's factor a step, and when to stop.
 
-    Args: `deadline`: by `time.monotonic`; the best so far counts then.
+    Args:
+        deadline: by `time.monotonic`; the best so far counts then.
+        thrifty: inner nodes are left where a sample of their entries, or the last steps, gain little.
     """
 
     iterations: int = 20
     learning_rate: float = 0.25
     decay: float = 0.98
     deadline: float | None = None
+    thrifty: bool = False
 
     def half(self) -> "Ascent":
         """The same in half of the time that is left."""
@@ -125,7 +128,7 @@ def sharper(
         before = _widths(known, node, sample)
         for piece in sample.split(together, dim=1):
             _rise_entries(network, node, piece, regions, known, ascent)
-        if bool(_widths(known, node, sample) <= (1 - WORTHWHILE) * before):
+        if not ascent.thrifty or bool(_widths(known, node, sample) <= (1 - WORTHWHILE) * before):
             for piece in rest.split(together, dim=1):
                 _rise_entries(network, node, piece, regions, known, ascent)
     return known
@@ -170,7 +173,7 @@ def raised(
 
     Args:
         first: parameters to start from, too: tighter bounds of inner nodes can have worse defaults.
-        inner: the parameters are not wanted; and stop when steps gain little more.
+        inner: the parameters are not wanted.
     """
     free: Parameters = {}
     best = lower_bounds(network, start, rows, regions, known, collect=free).lower.detach()
@@ -188,7 +191,7 @@ def raised(
     schedule = torch.optim.lr_scheduler.ExponentialLR(adam, ascent.decay)
     start_bound, gains = best, [0.0]
     for step in range(ascent.iterations):
-        if bool((best > goal).all()) or ascent.is_over() or (inner and _has_settled(gains)):
+        if bool((best > goal).all()) or ascent.is_over() or (inner and ascent.thrifty and _has_settled(gains)):
             break
         with torch.enable_grad():
             lower = lower_bounds(network, start, rows, regions, known, free=free).lower
