@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from cases import mlp
+from corollary.graph import forward
+from corollary.verify import input_splitting
 from corollary.verify.certify import certify
 from corollary.verify.input_splitting import split_inputs
 from corollary.verify.prepared import Prepared, prepare
@@ -301,3 +303,24 @@ def test_float64_follows_where_rounding_decides():
     verdict = certify(net, region, (below([1.0], least - 2e-6),), timeout=60, config=CertifyConfig(attack=(0, 0)))
     assert verdict.status == "unsat"
     assert any("again in float64" in line for line in verdict.log)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_wide_networks_are_bounded_forward(activation: str, monkeypatch: pytest.MonkeyPatch):
+    net, prepared = network(2, 2, activation)
+    assert not input_splitting.is_wide(prepared)
+    monkeypatch.setattr(input_splitting, "WIDE", 0)
+    monkeypatch.setattr(input_splitting, "sweep", None)
+    wide = prepare(
+        nn.Sequential(net, nn.Linear(2, 50), nn.ReLU(), nn.Linear(50, 1)).double(), torch.zeros(2, 2).double()
+    )
+    assert input_splitting.is_wide(wide)
+    region = box((-1.0, 1.5), (-0.5, 1.0))
+    with torch.no_grad():
+        y = forward(wide.graph, (grid(region, 501),), wide.graph.tensors, lambda node, op, v: op(*v), batch=501**2)
+    least = float(y[wide.graph.outputs[0]].min())
+    assert search(wide, asked(wide, Case(region, (below([1.0], least - 0.02),)))).status == "proved"
+    found = search(wide, asked(wide, Case(region, (below([1.0], least + 1e-6),))))
+    assert found.status == "found"
+    assert found.point is not None
+    assert is_in(found.point, region)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from corollary.graph import Node, evaluate
+from corollary.verify.forward_bounds import forward_bounds
 from corollary.verify.known import Known
 from corollary.verify.limit import OutOfTime
 from corollary.verify.linear_bounds import Free, lower_bounds
@@ -33,6 +34,9 @@ LEVELS = 2
 """A box is cut so often before inner nodes are bounded anew."""
 CUTS = 5
 """Inputs at which a cut is tried: those that move the open rows' bounds most."""
+WIDE = 4096
+"""Networks with more entries that relaxations read, and with few inputs beside them, are bounded forward, box by box:
+bounding that many backward takes longer than cutting boxes more often."""
 ASCENT = Ascent(iterations=5, learning_rate=0.25)
 """How the lines behind rows of the output are optimised."""
 
@@ -58,7 +62,7 @@ def split_inputs(
     Returns: the outcome, with the boxes left open. It is "stuck" where only boxes are left that cannot be cut, or that
         are proved but for the allowance for rounding: a finer dtype may decide these.
     """
-    return _Search(network, queries, margin, deadline, at_once or _boxes_at_once(network, queries), confirm).run(begin)
+    return _Search(network, queries, margin, deadline, at_once, confirm).run(begin)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,11 +117,18 @@ class _Search:
         queries: Queries,
         margin: Margin,
         deadline: float,
-        at_once: int,
+        at_once: int | None,
         confirm: Callable[[Tensor], bool] | None,
     ):
-        self.network, self.queries, self.margin, self.deadline = network, queries, margin, deadline
-        self.at_once, self.confirm = at_once, confirm
+        self.network, self.queries, self.margin, self.deadline, self.confirm = (
+            network,
+            queries,
+            margin,
+            deadline,
+            confirm,
+        )
+        self.forward = is_wide(network)
+        self.at_once = at_once or _boxes_at_once(network, queries, self.forward)
         self.output = network.graph.outputs[0]
         self.stack: list[OpenBoxes] = []
         self.stuck: list[OpenBoxes] = []
@@ -189,12 +200,15 @@ class _Search:
         """Boxes with all nodes bounded anew and the lines behind open rows optimised; what is proved is left out."""
         planes: dict[Node, Planes] = {}
         queries, n = self._asked(taken), len(taken)
-        found = sweep(self.network, [queries.region], collect=planes)
+        if self.forward:
+            known, _ = forward_bounds(self.network, [queries.region])
+        else:
+            known = sweep(self.network, [queries.region], collect=planes).known
         origin = torch.arange(n, device=self.network.device)
-        boxes = self._rows_bounded(queries, taken.case, origin, found.known)
+        boxes = self._rows_bounded(queries, taken.case, origin, known)
         self.domains += n
         left = (boxes.queries.open & ~(boxes.margins > 0)).any(1).nonzero()[:, 0]
-        boxes, known = replace(boxes[left], origin=origin[: len(left)]), found.known.at(left)
+        boxes, known = replace(boxes[left], origin=origin[: len(left)]), known.at(left)
         planes = {node: plane.at(left) for node, plane in planes.items()}
         if not len(left):
             return boxes, _Base(planes, {})
@@ -207,10 +221,13 @@ class _Search:
     def _parts_bounded(self, boxes: Queries, case: Tensor, origin: Tensor, base: _Base) -> _Boxes:
         """Parts of boxes, bounded by what is known of these."""
         found = []
-        for i in torch.arange(len(case), device=case.device).split(AGAIN):
+        for i in torch.arange(len(case), device=case.device).split(self.at_once if self.forward else AGAIN):
             whole = origin[i]
-            planes = {node: plane.at(whole) for node, plane in base.planes.items()}
-            known = sweep(self.network, [boxes.region[i]], linear=False, planes=planes).known
+            if self.forward:
+                known, _ = forward_bounds(self.network, [boxes.region[i]])
+            else:
+                planes = {node: plane.at(whole) for node, plane in base.planes.items()}
+                known = sweep(self.network, [boxes.region[i]], linear=False, planes=planes).known
             free = {node: tuple(_at(part, whole) for part in pair) for node, pair in base.free.items()}
             found.append(self._rows_bounded(boxes[i], case[i], whole, known, free))  # type: ignore[arg-type]  # pairs
         return found[0] if len(found) == 1 else _side_by_side(found)
@@ -269,10 +286,19 @@ class _Search:
         return parts[torch.cat([best, best + n * tried])]
 
 
-def _boxes_at_once(network: Prepared, queries: Queries) -> int:
-    widest = max(node_size for node_size in network.sizes.values())
-    rows = 2 * max((network.sizes[node] for node in network.bounded), default=queries.rows.shape[1])
-    return max(4, min(MOST, COEFFICIENTS // (widest * max(rows // 4, 1))))
+def is_wide(network: Prepared) -> bool:
+    """Whether the network has so many entries beside its inputs that it is bounded forward."""
+    entries = sum(network.sizes[node] for node in network.bounded)
+    return entries > max(WIDE, 20 * sum(network.sizes[node] for node in network.graph.inputs))
+
+
+def _boxes_at_once(network: Prepared, queries: Queries, forward: bool) -> int:
+    widest = max(network.sizes.values())
+    if forward:
+        rows = 2 * (1 + sum(network.sizes[node] for node in network.graph.inputs))
+    else:
+        rows = max((network.sizes[node] for node in network.bounded), default=queries.rows.shape[1]) // 2
+    return max(4, min(MOST, COEFFICIENTS // (widest * max(rows, 1))))
 
 
 def _at(part: Tensor | None, boxes: Tensor) -> Tensor | None:
