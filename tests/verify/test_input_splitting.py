@@ -310,6 +310,7 @@ def test_wide_networks_are_bounded_forward(activation: str, monkeypatch: pytest.
     net, prepared = network(2, 2, activation)
     assert not input_splitting.is_wide(prepared)
     monkeypatch.setattr(input_splitting, "WIDE", 0)
+    monkeypatch.setattr(input_splitting, "BESIDE", 10)
     monkeypatch.setattr(input_splitting, "sweep", None)
     wide = prepare(
         nn.Sequential(net, nn.Linear(2, 50), nn.ReLU(), nn.Linear(50, 1)).double(), torch.zeros(2, 2).double()

@@ -34,9 +34,9 @@ LEVELS = 2
 """A box is cut so often before inner nodes are bounded anew."""
 CUTS = 5
 """Inputs at which a cut is tried: those that move the open rows' bounds most."""
-WIDE = 4096
-"""Networks with more entries that relaxations read, and with few inputs beside them, are bounded forward, box by box:
-bounding that many backward takes longer than cutting boxes more often."""
+WIDE, BESIDE = 4096, 100
+"""Networks with more entries that relaxations read, and so many times as many as inputs, are bounded forward, box by
+box: bounding that many backward takes longer than cutting boxes more often."""
 ASCENT = Ascent(iterations=5, learning_rate=0.25)
 """How the lines behind rows of the output are optimised."""
 
@@ -289,7 +289,7 @@ class _Search:
 def is_wide(network: Prepared) -> bool:
     """Whether the network has so many entries beside its inputs that it is bounded forward."""
     entries = sum(network.sizes[node] for node in network.bounded)
-    return entries > max(WIDE, 20 * sum(network.sizes[node] for node in network.graph.inputs))
+    return entries > max(WIDE, BESIDE * sum(network.sizes[node] for node in network.graph.inputs))
 
 
 def _boxes_at_once(network: Prepared, queries: Queries, forward: bool) -> int:
