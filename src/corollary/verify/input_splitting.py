@@ -120,13 +120,8 @@ class _Search:
         at_once: int | None,
         confirm: Callable[[Tensor], bool] | None,
     ):
-        self.network, self.queries, self.margin, self.deadline, self.confirm = (
-            network,
-            queries,
-            margin,
-            deadline,
-            confirm,
-        )
+        self.network, self.queries, self.margin = network, queries, margin
+        self.deadline, self.confirm = deadline, confirm
         self.forward = is_wide(network)
         self.at_once = at_once or _boxes_at_once(network, queries, self.forward)
         self.output = network.graph.outputs[0]
