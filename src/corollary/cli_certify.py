@@ -1,6 +1,7 @@
 """The verb `certify` of the command line: one property, or a batch of them."""
 
 import json as json_format
+import os
 import sys
 from contextlib import nullcontext
 from functools import partial
@@ -49,7 +50,7 @@ def certify(
         timeout: seconds for everything. Default: 60; in a batch, what its rows say, and this at most.
         counterexample: where a violating input goes, in the form of VNN-COMP: ((X_0 0.5) ... (Y_0 1.0) ...).
         split: what branch and bound splits. "auto": the inputs where at most 20 of them vary, else neurons.
-        dtype: of the bounds. "auto": float64 where few inputs vary, else float32 with a wider margin.
+        dtype: of the bounds. "auto": float32, with a wider margin, and float64 where its rounding would decide.
         seed: the integer that reproduces the search.
         weights: for a factory, its weights: .safetensors, or a state dict saved with torch.save.
         trust_pickle: load weights that are a pickle, which can run any code: only from a source you trust.
@@ -77,6 +78,7 @@ def certify(
     console = Console(stderr=True)
     show = console.is_terminal and not json
     keep_freed_memory()
+    _one_thread()
     with console.status(f"certifying {Path(network).name}") if show else nullcontext():
         verdict = registry("certify").load("files")(
             network,
@@ -94,6 +96,14 @@ def certify(
     else:
         _show_verdict(verdict, counterexample, console)
     return EXIT_CODE[verdict.status]
+
+
+def _one_thread() -> None:
+    """One thread of PyTorch unless OMP_NUM_THREADS says more: small products wait for each other on busy cores."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
 
 
 def _config(split: str, dtype: str, seed: int) -> Any:
