@@ -232,7 +232,8 @@ def best_of_ranks(*scores: Tensor) -> Tensor:
 
 def _odds_gain(node: Node, reader: Node, known: Known, size: Tensor) -> Tensor:
     """The same for log-odds: a chord of exp lies width squared / 8 of its share above it; a half of it a quarter."""
-    axis = sample_axis(reader, reader.op.axis)  # type: ignore[attr-defined]  # log-odds have one
+    assert isinstance(reader.op, LogOdds)
+    axis = sample_axis(reader, reader.op.axis)
     lower, upper = known.range(node)
     carried = (known.odds(reader).lower_weights.mT @ size.movedim(axis, -1)[..., None])[..., 0]
     return ((upper - lower).square() * carried.movedim(-1, axis)).flatten(1) * 3 / 32

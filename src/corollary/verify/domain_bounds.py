@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import ExponentialLR
 
 from corollary.graph import Node
 from corollary.verify.branching import Neurons
@@ -20,6 +21,7 @@ from corollary.verify.prepared import Prepared
 from corollary.verify.queries import Queries
 from corollary.verify.search import Margin
 from corollary.verify.sets import Ball, Box, Region
+from corollary.verify.slopes import step_down
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +186,7 @@ class Bounder:
             ],
             foreach=True,
         )
-        schedule = torch.optim.lr_scheduler.ExponentialLR(adam, self.steps.decay)
+        schedule = ExponentialLR(adam, self.steps.decay)
         for step in range(self.steps.iterations):
             with torch.enable_grad():
                 lower = self.carried(part, known, self.free(leaves), multiplier).lower
@@ -197,13 +199,8 @@ class Bounder:
                 if bool((best[index].amax(1) > 0).all()) or time.monotonic() > self.deadline:
                     break
             if step + 1 < self.steps.iterations:
-                adam.zero_grad()
-                loss.backward()
-                adam.step()
-                schedule.step()
+                step_down(loss, adam, schedule, leaves)
                 with torch.no_grad():
-                    for leaf in leaves:
-                        leaf.clamp_(0, 1)
                     multiplier.clamp_(min=0)
         for name in (*names, "multiplier"):
             domain[name] = domain[name].clone()

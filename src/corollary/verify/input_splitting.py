@@ -22,7 +22,7 @@ from corollary.verify.mixtures import mixed_margins
 from corollary.verify.planes import Planes
 from corollary.verify.prepared import Prepared
 from corollary.verify.queries import OpenBoxes, Queries
-from corollary.verify.search import Margin, Outcome
+from corollary.verify.search import Ending, Margin, Outcome
 from corollary.verify.sets import Box
 from corollary.verify.slopes import Ascent, raised
 from corollary.verify.sweep import sweep
@@ -146,9 +146,9 @@ class _Search:
                 return self._ended("found", [])
         return self._ended("stuck", self.stuck) if self.stuck else self._ended("proved", [])
 
-    def _ended(self, status: str, left: list[OpenBoxes]) -> Outcome:
+    def _ended(self, status: Ending, left: list[OpenBoxes]) -> Outcome:
         rest = OpenBoxes.joined(left) if left else None
-        return Outcome(status, self.found, self.domains, self.worst, rest)  # type: ignore[arg-type]  # one of four
+        return Outcome(status, self.found, self.domains, self.worst, rest)
 
     def _take(self) -> OpenBoxes:
         """The last boxes entered, up to so many."""
@@ -223,8 +223,8 @@ class _Search:
             else:
                 planes = {node: plane.at(whole) for node, plane in base.planes.items()}
                 known = sweep(self.network, [boxes.region[i]], linear=False, planes=planes).known
-            free = {node: tuple(_at(part, whole) for part in pair) for node, pair in base.free.items()}
-            found.append(self._rows_bounded(boxes[i], case[i], whole, known, free))  # type: ignore[arg-type]  # pairs
+            free = {node: (_at(low, whole), _at(high, whole)) for node, (low, high) in base.free.items()}
+            found.append(self._rows_bounded(boxes[i], case[i], whole, known, free))
         return found[0] if len(found) == 1 else _side_by_side(found)
 
     # --------------------------------------------------------------------------------------------- narrowing, cutting
@@ -276,8 +276,7 @@ class _Search:
         self.domains += 2 * n
         missing = torch.where(parts.queries.open, parts.margins, torch.inf).amin(1).clamp(max=0)
         score = torch.where(valid, missing.reshape(2, n, tried).sum(0), -torch.inf)
-        # where no cut gains more than another, the first does
-        best = torch.arange(n, device=axis.device) * tried + torch.where(valid, score, -torch.inf).argmax(1)
+        best = torch.arange(n, device=axis.device) * tried + score.argmax(1)
         return parts[torch.cat([best, best + n * tried])]
 
 
@@ -301,10 +300,8 @@ def _at(part: Tensor | None, boxes: Tensor) -> Tensor | None:
 
 
 def _side_by_side(parts: list[_Boxes]) -> _Boxes:
-    queries = parts[0].queries
-    lower, upper = (torch.cat([end(part.box) for part in parts]) for end in (lambda b: b.lower, lambda b: b.upper))
     queries = Queries(
-        Box(lower, upper),
+        Box(torch.cat([part.box.lower for part in parts]), torch.cat([part.box.upper for part in parts])),
         *(torch.cat([getattr(p.queries, name) for p in parts]) for name in ("rows", "offsets", "disjunct", "open")),
     )
     fields = ("case", "origin", "slopes", "lower", "margins", "allowance")

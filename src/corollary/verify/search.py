@@ -34,6 +34,9 @@ class Margin:
         return self.absolute + self.relative * (bound.size.detach() + offsets.abs())
 
 
+Ending = Literal["proved", "found", "timeout", "stuck"]
+
+
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """How a search ended.
@@ -47,7 +50,7 @@ class Outcome:
         rest: the boxes left open by a search that cuts boxes.
     """
 
-    status: Literal["proved", "found", "timeout", "stuck"]
+    status: Ending
     point: Tensor | None
     domains: int
     worst: float

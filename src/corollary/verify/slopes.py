@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import ExponentialLR
 
 from corollary.graph import Node
 from corollary.verify.known import Known
@@ -188,7 +189,7 @@ def raised(
         return best, best_free
     goal = torch.as_tensor(goal, dtype=best.dtype, device=best.device)
     adam = torch.optim.Adam(leaves, lr=ascent.learning_rate, foreach=True)
-    schedule = torch.optim.lr_scheduler.ExponentialLR(adam, ascent.decay)
+    schedule = ExponentialLR(adam, ascent.decay)
     start_bound, gains = best, [0.0]
     for step in range(ascent.iterations):
         if bool((best > goal).all()) or ascent.is_over() or (inner and ascent.thrifty and _has_settled(gains)):
@@ -204,14 +205,19 @@ def raised(
             else:
                 best_free = _better(better, free, best_free)
         if step + 1 < ascent.iterations:
-            adam.zero_grad()
-            loss.backward()
-            adam.step()
-            schedule.step()
-            with torch.no_grad():
-                for leaf in leaves:
-                    leaf.clamp_(0, 1)
+            step_down(loss, adam, schedule, leaves)
     return best, best_free
+
+
+def step_down(loss: Tensor, adam: torch.optim.Adam, schedule: ExponentialLR, leaves: Sequence[Tensor]) -> None:
+    """One step of the optimiser, after which the free parameters lie in [0, 1] again."""
+    adam.zero_grad()
+    loss.backward()
+    adam.step()
+    schedule.step()
+    with torch.no_grad():
+        for leaf in leaves:
+            leaf.clamp_(0, 1)
 
 
 def _has_settled(gains: list[float]) -> bool:
